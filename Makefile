@@ -9,9 +9,8 @@ WORKERS ?= 2
 quickstart: $(VENV)/.installed
 	$(BIN)/tutelage quickstart
 
-# One thread in each of the workers is faster here than two workers quarrelling over the same cores.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+	$(BIN)/python -m pytest -q -n $(WORKERS)
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m slow

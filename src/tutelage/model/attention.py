@@ -1,0 +1,150 @@
+"""The one rule of attention, and the executions that must agree with it.
+
+Rule: a position sees those of its own document that are not after it, and no further back than the window.
+Executions: `dense` asks the rule for every pair (the reference; decoding), `causal` and `segments` give
+scaled_dot_product_attention whole documents (CPU training), `flex` hands the rule to FlexAttention (CUDA training).
+
+B rows   T, S query and key positions   H query heads   K kv heads   C head dim
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Segment = tuple[int, int, int]  # row, first position, one past the last
+
+
+def visible(q_pos: Tensor, k_pos: Tensor, q_doc: Tensor, k_doc: Tensor, *, window: int | None) -> Tensor:
+    """(B, T), (B, S), (B, T), (B, S) -> (B, 1, T, S) bool: same document and 0 <= q_pos - k_pos (< window)."""
+    distance = q_pos[:, None, :, None] - k_pos[:, None, None, :]
+    seen = (q_doc[:, None, :, None] == k_doc[:, None, None, :]) & (distance >= 0)
+    return seen if window is None else seen & (distance < window)
+
+
+@dataclass(slots=True)
+class Layout:
+    """Who sees whom in one forward pass: planned once, shared by every layer."""
+
+    kind: Literal["causal", "segments", "dense", "flex"]
+    positions: Tensor  # (B, T)
+    segments: list[Segment] = field(default_factory=list)
+    masks: dict[int | None, Any] = field(default_factory=dict)  # by window: (B, 1, T, S) bool, or a BlockMask
+
+
+def plan(positions: Tensor, docs: Tensor | None, *, kv_used: int | None, windows: set[int | None]) -> Layout:
+    """Choose the execution for rows of these positions and documents, each (B, T).
+
+    With a cache (`kv_used` keys of it are readable) a key's position is its index and a row is one document.
+    """
+    if kv_used is not None:
+        keys = torch.arange(kv_used, device=positions.device).expand(len(positions), -1)
+        return _dense(positions, keys, torch.zeros_like(positions), torch.zeros_like(keys), windows)
+    if docs is None:
+        docs = torch.zeros_like(positions)
+    if positions.is_cuda:
+        return _flex(positions, docs, windows)
+    segments = _segments(positions, docs)
+    if segments is None:
+        return _dense(positions, positions, docs, docs, windows)
+    B, T = positions.shape
+    if len(segments) == B and all(end - start == T for _, start, end in segments):
+        return Layout("causal", positions, masks=_causal_masks(positions, windows))
+    return Layout("segments", positions, segments)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None) -> Tensor:
+    """(B, H, T, C), (B, K, S, C), (B, K, S, C) -> (B, H, T, C); padding positions give zeros or their own value."""
+    if layout.kind == "causal":
+        mask = layout.masks[window]
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        )
+    if layout.kind == "segments":
+        return _attend_segments(q, k, v, layout.segments, window)
+    if layout.kind == "flex":
+        return _flex_attention()(q, k, v, block_mask=layout.masks[window], enable_gqa=True)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=layout.masks[window], enable_gqa=True)
+
+
+@torch.compiler.disable
+def _attend_segments(q: Tensor, k: Tensor, v: Tensor, segments: list[Segment], window: int | None) -> Tensor:
+    """One plain causal call per document: a third of what one dense mask over the row costs."""
+    rows: list[list[Tensor]] = [[] for _ in range(len(q))]
+    filled = [0] * len(q)
+    for row, start, end in segments:
+        rows[row].append(q.new_zeros(q.shape[1], start - filled[row], q.shape[3]))  # padding, usually nothing
+        part = slice(row, row + 1), slice(None), slice(start, end)
+        mask = None if window is None or end - start <= window else _band(end - start, window, q.device)
+        out = F.scaled_dot_product_attention(
+            q[part], k[part], v[part], attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        )
+        rows[row].append(out[0])
+        filled[row] = end
+    for row, parts in enumerate(rows):
+        parts.append(q.new_zeros(q.shape[1], q.shape[2] - filled[row], q.shape[3]))
+    return torch.stack([torch.cat(parts, dim=1) for parts in rows])
+
+
+def _segments(positions: Tensor, docs: Tensor) -> list[Segment] | None:
+    """The documents as stretches of consecutive positions; None where they are not (then `dense` must do)."""
+    same = docs[:, 1:] == docs[:, :-1]
+    padding = docs[:, 1:] < 0
+    if bool((same & ~padding & (positions[:, 1:] != positions[:, :-1] + 1)).any()):
+        return None
+    segments: list[Segment] = []
+    for row, (doc, joined) in enumerate(zip(docs.tolist(), same.tolist(), strict=True)):
+        borders = [0, *(i + 1 for i, j in enumerate(joined) if not j), len(doc)]
+        stretches = [(s, e) for s, e in zip(borders, borders[1:], strict=False) if doc[s] >= 0]
+        if len({doc[s] for s, _ in stretches}) < len(stretches):
+            return None
+        segments += [(row, s, e) for s, e in stretches]
+    return segments
+
+
+def _band(length: int, window: int, device: torch.device) -> Tensor:
+    """(1, 1, length, length): causal and within the window."""
+    places = torch.arange(length, device=device)[None]
+    same = torch.zeros_like(places)
+    return visible(places, places, same, same, window=window)
+
+
+def _causal_masks(positions: Tensor, windows: set[int | None]) -> dict[int | None, Tensor | None]:
+    T = positions.shape[1]
+    return {w: None if w is None or T <= w else _band(T, w, positions.device) for w in windows}
+
+
+def _dense(q_pos: Tensor, k_pos: Tensor, q_doc: Tensor, k_doc: Tensor, windows: set[int | None]) -> Layout:
+    masks = {w: visible(q_pos, k_pos, q_doc, k_doc, window=w) for w in windows}
+    return Layout("dense", q_pos, masks=masks)
+
+
+def _flex(positions: Tensor, docs: Tensor, windows: set[int | None]) -> Layout:
+    """Not yet run: FlexAttention needs CUDA for its backward pass. No host sync: the rule reads the tensors."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    B, T = positions.shape
+    masks = {}
+    for window in windows:
+
+        def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor, window: int | None = window) -> Tensor:
+            distance = positions[b, q] - positions[b, k]
+            seen = (docs[b, q] == docs[b, k]) & (distance >= 0)
+            return seen if window is None else seen & (distance < window)
+
+        masks[window] = create_block_mask(rule, B, None, T, T, device=positions.device)
+    return Layout("flex", positions, masks=masks)
+
+
+_compiled_flex: list[Any] = []
+
+
+def _flex_attention() -> Any:
+    """FlexAttention, compiled at first use: uncompiled it forms every score."""
+    if not _compiled_flex:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        _compiled_flex.append(torch.compile(flex_attention))
+    return _compiled_flex[0]

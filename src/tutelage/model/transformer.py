@@ -1,0 +1,161 @@
+"""A decoder-only transformer of the Llama family: tokens in, hidden states out.
+
+B rows   T positions   D model dim   H query heads   K kv heads   C head dim   V vocabulary
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tutelage.model.attention import Layout, attend, plan
+from tutelage.model.cache import KVCache
+from tutelage.model.config import ModelConfig
+from tutelage.model.rope import frequencies, rotate, rotation
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation in float32, https://arxiv.org/abs/1910.07467."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)"""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.dim, queries, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.dim, keys, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.dim, keys, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(queries, config.dim, bias=False)
+        self.head_dim = config.head_dim
+        self.layer = layer
+        self.window = config.windows[layer] if config.windows else None
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], layout: Layout, kv: KVCache | None) -> Tensor:
+        """(B, T, D) -> (B, T, D)"""
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, C)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, C)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        q, k = rotate(q, turn), rotate(k, turn)
+        if kv is not None:
+            k, v = kv.write(self.layer, k, v, layout.positions)  # (B, K, used, C)
+        mixed = attend(q, k, v, layout, self.window)  # (B, H, T, C)
+        return self.o_proj(mixed.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU, https://arxiv.org/abs/2002.05202."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)"""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], layout: Layout, kv: KVCache | None) -> Tensor:
+        """(B, T, D) -> (B, T, D)"""
+        x = x + self.self_attn(self.input_layernorm(x), turn, layout, kv)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """What Hugging Face files call `model.`: the embedding, the blocks and the final norm."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+
+
+class Transformer(nn.Module):
+    """The model; parameters carry the names of Hugging Face files. Sees tokens, never targets."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = None if config.tied else nn.Linear(config.dim, config.vocab_size, bias=False)
+        # Not a buffer: a model built on the meta device must not lose it, and no file holds it.
+        with torch.device("cpu"):
+            self._frequencies = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        docs: Tensor | None = None,
+        *,
+        roles: Tensor | None = None,
+        kv: KVCache | None = None,
+    ) -> Tensor:
+        """(B, T) -> (B, T, D): final hidden states, normalised.
+
+        A position attends to those of its own document (`docs`; None: the row is one) that are not after it.
+        `roles` are for models with role embeddings; this one has none and takes no notice.
+        """
+        if kv is not None:
+            kv.reserve(positions)
+        x = self.model.embed_tokens(tokens)  # (B, T, D)
+        layout = plan(positions, docs, kv_used=None if kv is None else kv.used, windows=self._windows())
+        turn = rotation(positions, self._on(positions.device), x.dtype)
+        for block in self.model.layers:
+            x = block(x, turn, layout, kv)
+        return self.model.norm(x)
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V), float32"""
+        return F.linear(hidden, self.head_weight).float()
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D): the head's, or the embedding's where they are tied."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def _windows(self) -> set[int | None]:
+        return set(self.config.windows) if self.config.windows else {None}
+
+    def _on(self, device: torch.device) -> Tensor:
+        if self._frequencies.device != device:
+            self._frequencies = self._frequencies.to(device)
+        return self._frequencies
+
+
+@torch.no_grad()
+def initialise_(model: Transformer, *, seed: int, std: float = 0.02) -> None:
+    """Draw fresh weights: N(0, std), and std / sqrt(2 layers) where a block writes to the residual stream (GPT-2)."""
+    generator = torch.Generator(model.head_weight.device).manual_seed(seed)
+    residual = std / math.sqrt(2 * model.config.n_layers)
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.fill_(1.0)
+        elif name.endswith("bias"):
+            parameter.zero_()
+        else:
+            into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            parameter.normal_(0.0, residual if into_residual else std, generator=generator)

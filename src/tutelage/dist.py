@@ -32,7 +32,8 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def _process_group():
-    """`torch.distributed` once it is initialised. A process that never imported torch has no group: so no import here."""
+    """`torch.distributed` once it is initialised. A process that never imported torch has no group: so no
+    import here."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return None

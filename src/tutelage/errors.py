@@ -2,11 +2,13 @@
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: the command line prints it as one paragraph, without a traceback, and exits 2."""
+    """A mistake the user can mend: the command line prints it as one paragraph, without a traceback, and
+    exits 2."""
 
 
 class Interrupted(BaseException):
-    """A signal ended the run after everything worth keeping was saved; the exit code is 128 + the signal's number.
+    """A signal ended the run after everything worth keeping was saved; the exit code is 128 + the signal's
+    number.
 
     Not an `Exception`, so that no handler of ordinary errors swallows it on its way up."""
 

@@ -1,0 +1,156 @@
+"""The command `tutelage`: finds the stage, gives it its config, and turns how it ended into words and an exit
+code.
+
+A recipe is imported only once it is chosen, and imports torch only in `run`: help and mistakes answer at
+once."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from tutelage.config import dump, help_text, load
+from tutelage.errors import Interrupted, UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Where a command lives: a module under `tutelage.recipes`, its config class and the function that runs
+    it."""
+
+    module: str
+    config: str
+    help: str
+    run: str = "run"
+    positional: str | None = None  # the field that words without a flag belong to
+
+    def load(self) -> tuple[Any, type]:
+        """The module of the recipe and its config class."""
+        module = importlib.import_module(f"tutelage.recipes.{self.module}")
+        return module, getattr(module, self.config)
+
+
+COMMANDS = {
+    "quickstart": Command(
+        "quickstart", "QuickstartConfig", "the whole life of a small model, on CPU, in minutes"
+    ),
+    "tokenizer train": Command("tokenizer", "TokenizerTrainConfig", "learn a vocabulary from text"),
+    "pretrain": Command("pretrain", "PretrainConfig", "train a new model on plain text"),
+    "sft": Command("sft", "SFTConfig", "fine-tune a model on conversations"),
+    "data show": Command(
+        "data", "DataShowConfig", "print samples in colour: what is learned and what is not"
+    ),
+    "chat": Command("chat", "ChatConfig", "talk to a model", positional="ckpt_paths"),
+    "generate": Command(
+        "generate", "GenerateConfig", "complete prompts, one after another", positional="ckpt_paths"
+    ),
+}
+
+INTRO = """tutelage raises a language model through its whole education.
+
+usage: tutelage COMMAND [--config FILE.yaml] [--flag value ...]
+"""
+
+
+class Vocabulary(Mapping[str, set[str]]):
+    """The keys of every stage, found only when asked for: it takes importing all recipes."""
+
+    def __getitem__(self, name: str) -> set[str]:
+        return {field.name for field in fields(COMMANDS[name].load()[1])}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 the user must change something, 128 + n stopped by signal
+    n."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        _run(words)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Interrupted as interruption:
+        sys.exit(interruption.exit_code)
+    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or the flush at exit would complain again
+        sys.exit(141)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def find_command(words: list[str]) -> tuple[str, list[str]]:
+    """The name of the command that `words` begin with, and the words after it."""
+    for count in (2, 1):
+        name = " ".join(words[:count])
+        if name in COMMANDS:
+            return name, words[count:]
+    below = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if below:
+        given = (
+            f"there is no `tutelage {' '.join(words[:2])}`" if len(words) > 1 else f"{words[0]}: what of it"
+        )
+        raise UserError(f"{given}; choose from: " + ", ".join(f"tutelage {name}" for name in below))
+    nearest = difflib.get_close_matches(words[0], COMMANDS, n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else "`tutelage --help` lists them"
+    raise UserError(f"{words[0]}: no such command, {hint}")
+
+
+def configure(words: list[str]) -> tuple[str, Any]:
+    """The name of the command that `words` begin with, and its resolved config."""
+    name, rest = find_command(words)
+    command = COMMANDS[name]
+    return name, load(name, command.load()[1], rest, known=Vocabulary(), positional=command.positional)
+
+
+def _run(words: list[str]) -> None:
+    flags = words[: words.index("--")] if "--" in words else words
+    asked = not words or any(word in ("--help", "-h") for word in flags)
+    if asked and (not words or words[0].startswith("-") or _is_group(words)):
+        print(_overview(words))
+        return
+    if asked:
+        name, _ = find_command(words)
+        module, config_class = COMMANDS[name].load()
+        print(help_text(name, config_class, module.__doc__ or ""), end="")
+        return
+    print_only = {"--print_config", "--print-config"}.intersection(flags)
+    name, config = configure([word for word in words if word not in print_only])
+    if print_only:
+        print(dump(config), end="")
+        return
+    command = COMMANDS[name]
+    getattr(command.load()[0], command.run)(config)
+
+
+def _is_group(words: list[str]) -> bool:
+    """Whether `words` ask about `tutelage data` and not about `tutelage data show`."""
+    plain = [word for word in words if not word.startswith("-")]
+    return len(plain) == 1 and any(name.startswith(f"{plain[0]} ") for name in COMMANDS)
+
+
+def _overview(words: list[str]) -> str:
+    """One line for every command, or for those of the group that `words` begin with."""
+    group = words[0] + " " if words and _is_group(words) else ""
+    width = max(map(len, COMMANDS))
+    lines = [
+        f"  tutelage {name:<{width}}  {COMMANDS[name].help}" for name in COMMANDS if name.startswith(group)
+    ]
+    closing = "`tutelage COMMAND --help` explains a command, `--print_config` shows what it would run with."
+    return "\n".join([INTRO, *lines, "", closing])

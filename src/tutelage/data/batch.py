@@ -3,12 +3,17 @@
 B rows   T positions
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # encoding and showing data deal in samples and need no torch
+    import torch
+    from torch import Tensor
 
 
 @dataclass(slots=True)
@@ -45,7 +50,7 @@ class Batch:
     docs: Tensor  # (B, T) int64, 0, 1, 2, … along a row; −1 in padding
     roles: Tensor  # (B, T) int64, who wrote the token that is read
 
-    def to(self, device: torch.device | str) -> "Batch":
+    def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         return Batch(
             tokens=self.tokens.to(device, non_blocking=True),

@@ -1,7 +1,7 @@
 """Lay documents out in rows, and shift targets against tokens: here, once, and nowhere else.
 
-A document of n tokens takes n − 1 positions: it reads tokens[:-1], predicts tokens[1:] with weights[1:], and carries
-the roles of what it reads. So a document of `length + 1` tokens just fits a row of `length`.
+A document of n tokens takes n − 1 positions: it reads tokens[:-1], predicts tokens[1:] with weights[1:], and
+carries the roles of what it reads. So a document of `length + 1` tokens just fits a row of `length`.
 
     B rows   T positions   N positions of all documents together
 """
@@ -23,7 +23,8 @@ def best_fit(sizes: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]
     sizes = np.asarray(sizes, dtype=np.int64)
     if len(sizes) and sizes.max() > capacity:
         raise ValueError(
-            f"a document of {sizes.max() + 1} tokens does not fit rows of {capacity}; truncate or split it first"
+            f"a document of {sizes.max() + 1} tokens does not fit rows of {capacity}; "
+            "truncate or split it first"
         )
     bins: list[list[int]] = []
     spaces: list[int] = []  # the distinct free spaces, ascending
@@ -51,7 +52,7 @@ def best_fit(sizes: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]
 def collate(rows: Sequence[Sequence[Sample]], length: int) -> Batch:
     """Rows of documents -> Batch (B, T), T = `length`; what is left of a row is padding.
 
-    `docs` holds a document's index in its row; a document of one token has nothing to predict and takes no position.
+    `docs` holds a document's index in its row. A document of one token predicts nothing and takes no place.
     """
     samples = [sample for row in rows for sample in row]
     row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
@@ -89,7 +90,7 @@ def collate(rows: Sequence[Sequence[Sample]], length: int) -> Batch:
 def pack(groups: Iterable[Group], *, rows: int, length: int) -> Iterator[Batch]:
     """Batches of `rows` rows filled best-fit; the last may have empty rows.
 
-    A group lies in one row if it fits there, its samples side by side in order; if not, in several rows of one batch.
+    A group lies in one row if it fits there, its samples in order; if not, in several rows of one batch.
     """
     groups = list(groups)
     sizes = [sum(sample.positions for sample in group) for group in groups]

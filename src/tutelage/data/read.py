@@ -1,0 +1,224 @@
+"""Find and check the rows of data files: where each good row lies, and what is wrong with each bad one.
+
+Rows stay on disk. A scan keeps eight bytes a row, so that sampling is exact and encoding can run in parallel.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+
+from tutelage.errors import UserError
+from tutelage.text.messages import message_faults
+
+LONGEST_LINE = 64 << 20  # bytes; longer is a file of another kind, and would not fit any row
+FAULTS_NAMED = 10
+SAMPLING_SEED = 42  # of the systems whose flags these are, so that the same rows are chosen
+_SUFFIXES = {".jsonl": "jsonl", ".txt": "text"}
+_BOM = b"\xef\xbb\xbf"
+_OTHER_KINDS = {  # first bytes -> what the file is
+    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+    b"\x1f\x8b": "gzip-compressed; unpack it first",
+    b"PK\x03\x04": "a zip archive; unpack it first",
+    b"\x28\xb5\x2f\xfd": "zstd-compressed; unpack it first",
+    b"PAR1": "a parquet file; write it out as JSON lines",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One of the paths of a data set, and how its lines are read."""
+
+    kind: Literal["jsonl", "text"]
+    path: Path
+
+
+@dataclass(slots=True)
+class Faults:
+    """Bad rows: all are counted, the first ten are described as `file:line: reason`."""
+
+    count: int = 0
+    named: list[str] = field(default_factory=list)
+
+    def add(self, path: Path, line: int, reason: str) -> None:
+        self.count += 1
+        if len(self.named) < FAULTS_NAMED:
+            self.named.append(f"{path}:{line}: {reason}")
+
+    def extend(self, other: "Faults") -> None:
+        self.count += other.count
+        self.named = (self.named + other.named)[:FAULTS_NAMED]
+
+    def refuse(self) -> None:
+        """Raise what was found, if anything was."""
+        if not self.count:
+            return
+        more = self.count - len(self.named)
+        raise UserError(
+            f"{self.count:,} bad row{'s' if self.count > 1 else ''} in the data; mend or remove "
+            f"{'them' if self.count > 1 else 'it'}, or count and skip with --skip_bad_rows:\n  "
+            + "\n  ".join(self.named)
+            + (f"\n  and {more:,} more" if more else "")
+        )
+
+
+@dataclass(slots=True)
+class Rows:
+    """The good rows of one source: their line numbers, from 1, and where each begins in the file."""
+
+    source: Source
+    lines: np.ndarray  # int64
+    offsets: np.ndarray  # int64
+    faults: Faults
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def sample(self, amount: float, flag: str = "--train_num_samples") -> "Rows":
+        """Some of the rows, in file order: all for −1, a share for 0 < amount <= 1, so many above 1."""
+        count = _count(amount, len(self), self.source.path, flag)
+        if count == len(self):
+            return self
+        chosen = np.sort(np.random.default_rng(SAMPLING_SEED).permutation(len(self))[:count])
+        return Rows(self.source, self.lines[chosen], self.offsets[chosen], self.faults)
+
+
+def parse_sources(paths: Sequence[str | Path]) -> list[Source]:
+    """`jsonl:PATH`, `text:PATH`, or a path ending in .jsonl or .txt -> Source, each looked at on disk."""
+    return [_parse_source(str(path)) for path in paths]
+
+
+def scan(source: Source) -> Rows:
+    """Read a file once and say where its good rows are and which are bad. Blank lines are no rows."""
+    lines, offsets, faults = [], [], Faults()
+    with source.path.open("rb") as file:
+        for line, offset, raw in _raw_lines(file):
+            reason = _fault(source.kind, raw)
+            if reason is None:
+                lines.append(line)
+                offsets.append(offset)
+            else:
+                if line == 1 and source.kind == "jsonl" and raw.lstrip().startswith(b"["):
+                    raise UserError(f"{source.path} is one JSON array; write it as one object per line")
+                faults.add(source.path, line, reason)
+    if not lines and not faults.count:
+        raise UserError(f"{source.path} has no rows: the file is empty or has only blank lines")
+    return Rows(source, np.array(lines, np.int64), np.array(offsets, np.int64), faults)
+
+
+def load_rows(source: Source, offsets: Sequence[int] | np.ndarray) -> Iterator[Any]:
+    """The rows that begin at `offsets`: a list of messages, or a line of text without its line end."""
+    with source.path.open("rb") as file:
+        for offset in offsets:
+            file.seek(int(offset))
+            yield _parse(source.kind, file.readline(LONGEST_LINE + 2))
+
+
+def _parse_source(given: str) -> Source:
+    kind, colon, rest = given.partition(":")
+    if not colon or kind not in ("jsonl", "text"):
+        kind, rest = _SUFFIXES.get(Path(given).suffix.lower(), ""), given
+    path = Path(rest).expanduser()
+    if not kind:
+        raise UserError(
+            f"cannot tell how to read {given!r}; "
+            "give jsonl:PATH, text:PATH, or a file ending in .jsonl or .txt"
+        )
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; give a file in it")
+    if not path.exists():
+        raise UserError(f"{path} does not exist{_nearest(path)}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    for magic, what in _OTHER_KINDS.items():
+        if start.startswith(magic):
+            raise UserError(f"{path} is {what}")
+    return Source("jsonl" if kind == "jsonl" else "text", path)
+
+
+def _nearest(path: Path) -> str:
+    from difflib import get_close_matches
+
+    if not path.parent.is_dir():
+        return f": there is no directory {path.parent}"
+    near = get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+def _raw_lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    """(line number, offset, bytes without line end) of every line that is not blank."""
+    number, offset = 0, 0
+    while raw := file.readline(LONGEST_LINE + 2):  # room for a line end
+        number, start, offset = number + 1, offset, offset + len(raw)
+        if not raw.endswith(b"\n") and len(raw) > LONGEST_LINE:
+            while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
+                offset += len(rest)
+            offset += len(rest)
+        if number == 1 and raw.startswith(_BOM):
+            start, raw = start + len(_BOM), raw[len(_BOM) :]
+        if raw.strip():
+            yield number, start, raw.rstrip(b"\r\n")
+
+
+def _fault(kind: str, raw: bytes) -> str | None:
+    """What is wrong with a line, in a few words, or None."""
+    if len(raw) > LONGEST_LINE:
+        return f"longer than {LONGEST_LINE >> 20} MiB"
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        return f"not UTF-8: byte 0x{raw[error.start]:02x} at column {error.start + 1}"
+    if kind == "text":
+        return None
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        return f"not JSON: {error.msg} at column {error.colno}"
+    except (ValueError, RecursionError):
+        return "not JSON we can read: too long a number, or too deeply nested"
+    if not isinstance(record, dict):
+        return "not an object with messages"
+    if "messages" not in record:
+        keys = ", ".join(map(repr, list(record)[:5])) or "no keys"
+        return f"no messages; the object has {keys}"
+    fault = message_faults(record["messages"])
+    if fault is None and b"\\u" in raw and _half_characters(record["messages"]):
+        return "an escape \\ud800 to \\udfff stands alone: half a character"
+    return fault
+
+
+def _half_characters(messages: list[dict[str, Any]]) -> bool:
+    try:
+        "".join(message["content"] for message in messages).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _parse(kind: str, raw: bytes) -> Any:
+    text = raw.decode().rstrip("\r\n")
+    return text if kind == "text" else json.loads(text)["messages"]
+
+
+def _count(amount: float, rows: int, path: Path, flag: str) -> int:
+    if amount == -1:
+        return rows
+    if not math.isfinite(amount) or amount <= 0 or (amount > 1 and amount != int(amount)):
+        raise UserError(
+            f"{flag} {amount:g} is neither a count (a whole number above 1), "
+            "a ratio (above 0, up to 1) nor -1 for all"
+        )
+    count = int(amount) if amount > 1 else int(rows * amount + 1e-9)  # 0.29 of 100 is 29
+    if count > rows:
+        raise UserError(f"{flag} asks for {count:,} rows of {path}, which has {rows:,} good ones")
+    if not count:
+        raise UserError(f"{flag} {amount:g} of the {rows:,} good rows of {path} is not one row")
+    return count

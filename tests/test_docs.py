@@ -42,7 +42,7 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
 
 
 def stage_arguments(words: list[str]) -> list[str] | None:
-    """What follows `tutelage`, `python -m tutelage` or `torchrun … -m tutelage`; None where it is another command."""
+    """What follows `tutelage` or `… -m tutelage`; None where it is another command."""
     for at, word in enumerate(words):
         if word == "tutelage" and (at == 0 or words[at - 1] == "-m"):
             return [word for word in words[at + 1 :] if word not in (">", "2>", "|")]
@@ -53,7 +53,8 @@ def test_commands_are_found_in_every_form(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
         "```bash\ntutelage chat out/model  # talk\n\n$ tutelage sft \\\n    --lr 1e-5\nmake test\n```\n"
-        "- item\n  ```bash\n  torchrun --nproc_per_node 2 -m tutelage sft --lr 1\n  ```\n```python\ntutelage\n```\n"
+        "- item\n  ```bash\n  torchrun --nproc_per_node 2 -m tutelage sft --lr 1\n  ```\n"
+        "```python\ntutelage\n```\n"
     )
     assert [(where, stage_arguments(words)) for where, words in commands(page)] == [
         ("page.md:2", ["chat", "out/model"]),

@@ -144,7 +144,7 @@ def answers(question: str, answer: str) -> bool:
 
 
 def document(rng: Random) -> str:
-    """One line to pretrain on: a story, alone, titled, or titled and with questions after it; or a few facts."""
+    """One line to pretrain on: a story (alone, titled, titled with questions after it) or a few facts."""
     if rng.random() < 0.05:
         return " ".join(
             _asked(question, words.FACTS[question]) for question in rng.sample(list(words.FACTS), 4)

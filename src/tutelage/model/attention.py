@@ -2,7 +2,7 @@
 
 Rule: a position sees those of its own document that are not after it, and no further back than the window.
 Executions: `dense` asks the rule for every pair (the reference; decoding), `causal` and `segments` give
-scaled_dot_product_attention whole documents (CPU training), `flex` hands the rule to FlexAttention (CUDA training).
+whole documents to scaled_dot_product_attention (CPU training), `flex` gives FlexAttention the rule (CUDA).
 
 B rows   T, S query and key positions   H query heads   K kv heads   C head dim
 """
@@ -18,7 +18,7 @@ Segment = tuple[int, int, int]  # row, first position, one past the last
 
 
 def visible(q_pos: Tensor, k_pos: Tensor, q_doc: Tensor, k_doc: Tensor, *, window: int | None) -> Tensor:
-    """(B, T), (B, S), (B, T), (B, S) -> (B, 1, T, S) bool: same document and 0 <= q_pos - k_pos (< window)."""
+    """(B, T), (B, S), (B, T), (B, S) -> (B, 1, T, S): same document and 0 <= q_pos - k_pos (< window)."""
     distance = q_pos[:, None, :, None] - k_pos[:, None, None, :]
     seen = (q_doc[:, None, :, None] == k_doc[:, None, None, :]) & (distance >= 0)
     return seen if window is None else seen & (distance < window)
@@ -56,7 +56,7 @@ def plan(positions: Tensor, docs: Tensor | None, *, kv_used: int | None, windows
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None) -> Tensor:
-    """(B, H, T, C), (B, K, S, C), (B, K, S, C) -> (B, H, T, C); padding positions give zeros or their own value."""
+    """(B, H, T, C), (B, K, S, C), (B, K, S, C) -> (B, H, T, C); what padding gives means nothing."""
     if layout.kind == "causal":
         mask = layout.masks[window]
         return F.scaled_dot_product_attention(
@@ -113,7 +113,7 @@ def _band(length: int, window: int, device: torch.device) -> Tensor:
 
 def _causal_masks(positions: Tensor, windows: set[int | None]) -> dict[int | None, Tensor | None]:
     T = positions.shape[1]
-    return {w: None if w is None or T <= w else _band(T, w, positions.device) for w in windows}
+    return {w: None if w is None or w >= T else _band(T, w, positions.device) for w in windows}
 
 
 def _dense(q_pos: Tensor, k_pos: Tensor, q_doc: Tensor, k_doc: Tensor, windows: set[int | None]) -> Layout:
@@ -122,7 +122,7 @@ def _dense(q_pos: Tensor, k_pos: Tensor, q_doc: Tensor, k_doc: Tensor, windows: 
 
 
 def _flex(positions: Tensor, docs: Tensor, windows: set[int | None]) -> Layout:
-    """Not yet run: FlexAttention needs CUDA for its backward pass. No host sync: the rule reads the tensors."""
+    """Not yet run: FlexAttention's backward needs CUDA. No host sync: the rule reads the tensors."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     B, T = positions.shape

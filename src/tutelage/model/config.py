@@ -75,7 +75,7 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, values: dict[str, Any], *, where: str = "config.json") -> "ModelConfig":
-        """The config that a parsed `config.json` describes; a key that we would compute wrongly is refused."""
+        """The config that a parsed `config.json` describes; what we would compute wrongly is refused."""
         family = values.get("model_type")
         if family not in ARCHITECTURES:
             raise UserError(
@@ -115,7 +115,7 @@ class ModelConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The `config.json` that transformers, vLLM and llama.cpp read: both spellings of the rotary settings."""
+        """The `config.json` that transformers, vLLM and llama.cpp read; rotary settings in both spellings."""
         eos = list(self.eos) if len(self.eos) != 1 else self.eos[0]
         values: dict[str, Any] = {
             "architectures": [ARCHITECTURES[self.family]],
@@ -166,7 +166,7 @@ _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layer
 
 
 def _rope(values: dict[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling, from transformers 5's `rope_parameters` or the older `rope_theta` and `rope_scaling`."""
+    """Base and scaling, from transformers 5's `rope_parameters` or the older pair of keys."""
     scaling = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
     theta = float(scaling.pop("rope_theta", None) or values.get("rope_theta") or 10000.0)
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"

@@ -148,7 +148,7 @@ class Transformer(nn.Module):
 
 @torch.no_grad()
 def initialise_(model: Transformer, *, seed: int, std: float = 0.02) -> None:
-    """Draw fresh weights: N(0, std), and std / sqrt(2 layers) where a block writes to the residual stream (GPT-2)."""
+    """Draw fresh weights: N(0, std), or std / sqrt(2 layers) where a block writes to the residual (GPT-2)."""
     generator = torch.Generator(model.head_weight.device).manual_seed(seed)
     residual = std / math.sqrt(2 * model.config.n_layers)
     for name, parameter in model.named_parameters():

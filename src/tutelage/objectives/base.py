@@ -1,0 +1,157 @@
+"""What objectives are made of: sums, and log-probabilities that never hold the logits of a whole batch.
+
+B rows   T positions   N positions of a batch, flattened   D model dim   V vocabulary
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tutelage.data.batch import Batch
+from tutelage.model.transformer import Transformer
+
+CHUNK_ELEMENTS = 1 << 25  # logits held at a time: 64 MiB in bfloat16, whatever the vocabulary
+
+
+@dataclass(slots=True)
+class Loss:
+    """Sums over a micro-batch; whoever has all micro-batches divides by the weight, once."""
+
+    total: Tensor
+    weight: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """What a stage minimises: total / weight, summed over the step."""
+
+    def __call__(self, model: Transformer, batch: Batch) -> Loss: ...
+
+
+def token_logps(model: Transformer, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+    """log p(target) at every position, (B, T) float32; 0 where the weight is 0.
+
+    Holds the logits of a chunk of positions at a time and forms them again in the backward pass.
+    """
+    hidden, targets, _, places = learned_positions(model, batch)
+    logps = _TokenLogps.apply(hidden, model.head_weight, targets, temperature)
+    flat = logps.new_zeros(batch.targets.numel())
+    return flat.index_copy(0, places, logps).view_as(batch.targets)
+
+
+def learned_positions(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states (N, D), targets (N,), weights (N,) and flat places (N,) of the positions that count.
+
+    Prompts and padding never meet the head. Finding them would wait for the device on CUDA: there all count.
+    """
+    hidden = model(batch.tokens, batch.positions, batch.docs, roles=batch.roles).flatten(0, 1)  # (B·T, D)
+    targets, weights = batch.targets.flatten(), batch.weights.flatten()
+    if weights.is_cuda:
+        return hidden, targets, weights, torch.arange(len(weights), device=weights.device)
+    places = weights.nonzero()[:, 0]
+    if len(places) == len(weights):
+        return hidden, targets, weights, places
+    return hidden[places], targets[places], weights[places], places
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    fp32: bool = False,
+    compiled: bool = False,
+) -> Tensor:
+    """Sum over positions of weights · −log softmax(head · hidden)[targets], float32.
+
+    hidden (N, D), head (V, D), targets (N,), weights (N,). Gradients are formed in the forward pass, chunk by
+    chunk, so the logits exist once and only a chunk of them (cut cross-entropy, https://arxiv.org/abs/2411.09009,
+    and Liger's fused linear cross-entropy do the same). `fp32` forms the logits in float32 too.
+    """
+    chunk_loss = _compiled_chunk_loss() if compiled else _chunk_loss
+    return _LinearCrossEntropy.apply(hidden, head, targets, weights, chunk_loss, fp32)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden, head, targets, weights, chunk_loss, fp32) -> Tensor:  # type: ignore[override]
+        wants_hidden, wants_head = ctx.needs_input_grad[:2]
+        wide = head.float() if fp32 else head
+        hidden_grad = torch.empty_like(hidden) if wants_hidden else None
+        head_grad = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
+        total = weights.new_zeros((), dtype=torch.float32)
+        for part in _chunks(len(hidden), len(head)):
+            states = hidden[part].to(wide.dtype)
+            loss, slope = chunk_loss(states, wide, targets[part], weights[part])
+            total += loss
+            if hidden_grad is not None:
+                hidden_grad[part] = slope @ wide
+            if head_grad is not None:
+                head_grad += slope.t() @ states
+        ctx.save_for_backward(hidden_grad, None if head_grad is None else head_grad.to(head.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor):  # type: ignore[override]
+        hidden_grad, head_grad = ctx.saved_tensors
+        hidden_grad = None if hidden_grad is None else hidden_grad * upstream
+        head_grad = None if head_grad is None else head_grad * upstream
+        return hidden_grad, head_grad, None, None, None, None
+
+
+def _chunk_loss(states: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The chunk's weighted loss and its derivative by the logits, the latter in the dtype of `states`."""
+    logits = (states @ head.t()).float()  # (n, V)
+    normaliser = logits.logsumexp(-1, keepdim=True)
+    chosen = targets[:, None]
+    loss = ((normaliser - logits.gather(1, chosen))[:, 0] * weights).sum()
+    slope = (logits - normaliser).exp()
+    slope = (slope - torch.zeros_like(slope).scatter(1, chosen, 1.0)) * weights[:, None]
+    return loss, slope.to(states.dtype)
+
+
+class _TokenLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden, head, targets, temperature) -> Tensor:  # type: ignore[override]
+        parts = []
+        for part in _chunks(len(hidden), len(head)):
+            logits = (hidden[part] @ head.t()).float() / temperature
+            parts.append(logits.gather(1, targets[part, None])[:, 0] - logits.logsumexp(-1))
+        ctx.save_for_backward(hidden, head, targets)
+        ctx.temperature = temperature
+        return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor):  # type: ignore[override]
+        hidden, head, targets = ctx.saved_tensors
+        wants_hidden, wants_head = ctx.needs_input_grad[:2]
+        hidden_grad = torch.empty_like(hidden) if wants_hidden else None
+        head_grad = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
+        for part in _chunks(len(hidden), len(head)):
+            logits = (hidden[part] @ head.t()).float() / ctx.temperature
+            slope = logits.softmax(-1).neg_()
+            slope.scatter_add_(1, targets[part, None], torch.ones_like(slope[:, :1]))
+            slope = slope.mul_(upstream[part, None] / ctx.temperature).to(hidden.dtype)
+            if hidden_grad is not None:
+                hidden_grad[part] = slope @ head
+            if head_grad is not None:
+                head_grad += slope.t() @ hidden[part]
+        return hidden_grad, None if head_grad is None else head_grad.to(head.dtype), None, None
+
+
+def _chunks(n: int, vocabulary: int) -> list[slice]:
+    """Equal parts, so that a compiled chunk sees one shape."""
+    size = max(1, min(n, max(16, CHUNK_ELEMENTS // vocabulary)))
+    return [slice(start, start + size) for start in range(0, n, size)]
+
+
+_compiled: list[Any] = []
+
+
+def _compiled_chunk_loss() -> Any:
+    if not _compiled:
+        _compiled.append(torch.compile(_chunk_loss))
+    return _compiled[0]

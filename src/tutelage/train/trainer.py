@@ -1,0 +1,122 @@
+"""The one training loop: sum a step's micro-batches, divide once, clip, update, report.
+
+Closed: it takes built objects, never configs; nobody subclasses it; a new need is first a new source.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from tutelage import dist
+from tutelage.data.batch import Batch
+from tutelage.objectives.base import Objective
+
+Metrics = dict[str, float]
+Hook = Callable[["Trainer", Metrics], None]
+Schedule = Callable[[int], float]  # step, from 0 -> factor of the learning rate
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A step's loss or gradient is not a number; raised before it touches a weight."""
+
+
+def every(n: int, hook: Hook) -> Hook:
+    """The hook, called after every n-th step only; n below 1: never."""
+    return lambda trainer, metrics: hook(trainer, metrics) if n > 0 and trainer.step % n == 0 else None
+
+
+class Trainer:
+    """Minimises `objective` over `source`: an item of it is one optimizer step, a list of micro-batches."""
+
+    def __init__(
+        self,
+        model: Any,
+        objective: Objective,
+        source: Iterator[list[Batch]],
+        optimizer: Optimizer,
+        schedule: Schedule,
+        *,
+        steps: int,
+        clip: float = 0.0,
+        hooks: Sequence[Hook] = (),
+    ):
+        self.model = model
+        self.objective = objective
+        self.source = source
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.steps = steps
+        self.clip = clip  # largest gradient norm; 0: no clipping
+        self.hooks = hooks
+        self.step = 0  # steps done
+        self.device = next(model.parameters()).device
+        for group in optimizer.param_groups:
+            group.setdefault("peak_lr", group["lr"])
+
+    def fit(self) -> None:
+        """Train until `steps` steps are done. A hook that raises ends it, after a whole step."""
+        while self.step < self.steps:
+            metrics = self.train_step(next(self.source))
+            self.step += 1
+            for hook in self.hooks:
+                hook(self, metrics)
+
+    def train_step(self, batches: list[Batch]) -> Metrics:
+        """One update by the gradient of (sum of totals) / (sum of weights) over micro-batches and ranks.
+
+        Raises NonFiniteLossError, weights untouched, when the loss or the gradient's norm is inf or NaN.
+        """
+        factor = self.schedule(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        sums = self._accumulate(batches)
+        gradients = self._gradients()
+        norm = get_total_norm(gradients)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP2 gives a DTensor
+        values = torch.stack([*sums.values(), norm.float()]).tolist()  # the step's one wait for the device
+        report = dict(zip([*sums, "grad_norm"], values, strict=True))
+        weight = report.pop("weight")
+        loss, norm_value = report.pop("total") / (weight or 1.0), report["grad_norm"] / (weight or 1.0)
+        if not (math.isfinite(loss) and math.isfinite(norm_value)):
+            self.optimizer.zero_grad()
+            raise NonFiniteLossError(f"step {self.step + 1}: loss {loss}, gradient norm {norm_value}")
+        shrink = min(1.0, self.clip / norm_value) if self.clip and norm_value else 1.0
+        torch._foreach_mul_(gradients, shrink / (weight or 1.0))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        counts = {name: report.pop(name) for name in ("tokens", "learned")}
+        objective = {name: value / (weight or 1.0) for name, value in report.items() if name != "grad_norm"}
+        lr = self.optimizer.param_groups[0]["lr"]
+        return {"loss": loss, "lr": lr, "grad_norm": norm_value, **counts, **objective}
+
+    def rehearse(self, batches: list[Batch]) -> None:
+        """Use a step's memory without its effect: a lack of it shows now, not at hour nine."""
+        with torch.random.fork_rng():
+            self._accumulate(batches)
+        self.optimizer.zero_grad()
+
+    def _accumulate(self, batches: list[Batch]) -> dict[str, Tensor]:
+        """Gradients of the summed totals, left in the parameters; the sums themselves, over all ranks."""
+        self.model.train()
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            batch = batch.to(self.device)
+            loss = self.objective(self.model, batch)
+            loss.total.backward()
+            counts = {"tokens": (batch.docs >= 0).sum(), "learned": (batch.weights != 0).sum()}
+            parts = {"total": loss.total.detach(), "weight": loss.weight, **counts, **loss.metrics}
+            for name, value in parts.items():
+                sums[name] = (
+                    sums.get(name, 0.0) + value.detach().double()
+                )  # counts are exact, sums lose nothing
+        reduced = dist.all_reduce_sum(torch.stack(list(sums.values())))
+        return dict(zip(sums, reduced.float().unbind(), strict=True))
+
+    def _gradients(self) -> list[Tensor]:
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        return [p.grad for p in parameters if p.grad is not None]

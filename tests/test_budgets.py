@@ -53,11 +53,11 @@ def overruns(path: Path, root: Path) -> list[str]:
     if path.name == "__init__.py" and text and place != "src/tutelage/__init__.py":
         found.append(f"{place}:1: a package's __init__.py is empty, import from the module that defines it")
     for node in sorted(ast.walk(tree), key=lambda node: getattr(node, "lineno", 0)):
-        found += [f"{place}:{problem}" for problem in _overruns_of(node)]
+        found += [f"{place}:{problem}" for problem in _overruns_of(node, place.startswith("tests/"))]
     return found
 
 
-def _overruns_of(node: ast.AST) -> list[str]:
+def _overruns_of(node: ast.AST, in_tests: bool) -> list[str]:
     found = []
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         length = node.end_lineno - node.lineno + 1
@@ -65,7 +65,7 @@ def _overruns_of(node: ast.AST) -> list[str]:
             found.append(
                 f"{node.lineno}: {node.name} has {length} lines, a function has at most {LINES_PER_FUNCTION}"
             )
-        if node.args.kwarg:
+        if node.args.kwarg and not in_tests:
             found.append(f"{node.lineno}: {node.name} takes **{node.args.kwarg.arg}, name its arguments")
     if isinstance(node, ast.ClassDef) and node.name == "Trainer":
         length = node.end_lineno - node.lineno + 1

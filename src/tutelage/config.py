@@ -117,8 +117,17 @@ def dump(config: Any) -> str:
     """The config as YAML that `load` reads back to an equal one."""
     import yaml
 
+    class Dumper(yaml.SafeDumper):
+        """Quotes and escapes what YAML would otherwise read back as a space or a line break."""
+
+        def represent_str(self, data: str) -> yaml.ScalarNode:
+            style = None if data.isprintable() else '"'
+            return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+    Dumper.add_representer(str, Dumper.represent_str)
     values = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=2**20)
+    options = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None, "width": 2**20}
+    return yaml.dump(values, Dumper=Dumper, **options)
 
 
 def _plain(value: Any) -> Any:
@@ -132,7 +141,8 @@ def _gather(
 ) -> list[_Setting]:
     """What the file says, then what the flags say, so that the last setting of a key is the one that
     holds."""
-    flags, stray = read_flags(argv, {**kinds, "config": Path}, problems)
+    kinds = {**kinds, "config": Path}
+    flags, stray = read_flags(argv, kinds, problems)
     if stray and positional:
         flags.append(Flag(positional, stray))
     else:
@@ -143,13 +153,15 @@ def _gather(
     for flag in flags:
         if flag.key in seen:
             problems.append(f"{flag.shown}: given twice")
-        elif not flag.words and not is_list(kinds.get(flag.key, str)):
+        elif not flag.words and not is_list(kinds.get(flag.key, list[str])):
             problems.append(f"{flag.shown}: takes a value")
         elif flag.key == "config":
             entries = read_config(Path(flag.words[0]).expanduser(), problems)
             from_file = [_Setting(entry.key, entry.value, f"{entry.where}: {entry.key}") for entry in entries]
         else:
-            from_flags.append(_Setting(flag.key, _given(flag.words, kinds.get(flag.key, str)), flag.shown))
+            from_flags.append(
+                _Setting(flag.key, _given(flag.words, kinds.get(flag.key, list[str])), flag.shown)
+            )
         seen.add(flag.key)
     return from_file + from_flags
 
@@ -178,11 +190,11 @@ def _shared_options() -> list[Any]:
     import tyro
 
     config = tyro.conf.arg(
-        help="settings from a YAML file; flags override it", metavar="FILE.yaml", help_behavior_hint=""
+        help="settings from YAML; flags override them", metavar="FILE", help_behavior_hint=""
     )
     show = tyro.conf.arg(help="print every setting as YAML and stop", metavar="", help_behavior_hint="")
-    empty = dataclasses.field(default="")
-    return [("config", Annotated[str, config], empty), ("print_config", Annotated[str, show], empty)]
+    kinds = {"config": Annotated[str, config], "print_config": Annotated[str, show]}
+    return [(name, kind, dataclasses.field(default="")) for name, kind in kinds.items()]
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

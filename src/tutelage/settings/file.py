@@ -11,9 +11,9 @@ from pathlib import Path
 
 import yaml
 
-_PLAIN_TAGS = {
-    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "timestamp", "value")
-}
+_TAG = "tag:yaml.org,2002:"
+_NAMES = ("null", "bool", "int", "float", "str", "timestamp", "value", "seq", "map")
+_TAGS = {_TAG + name for name in _NAMES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +78,15 @@ def _entries(root: yaml.MappingNode, path: Path, problems: list[str]) -> list[En
 def _value(node: yaml.Node) -> str | None | list[str | None]:
     """The text of a scalar, or of the items of a list. Stopping there is what makes alias bombs and cycles
     harmless."""
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, yaml.SequenceNode) and node.tag in _TAGS:
         return [_scalar(item) for item in node.value]
     return _scalar(node)
 
 
 def _scalar(node: yaml.Node) -> str | None:
+    if node.tag not in _TAGS:
+        raise ValueError(f"the tag {node.tag.removeprefix(_TAG)} is not accepted")
     if not isinstance(node, yaml.ScalarNode):
         kind = "mapping" if isinstance(node, yaml.MappingNode) else "list"
         raise ValueError(f"holds a nested {kind}; a setting is one value or a flat list of values")
-    if node.tag not in _PLAIN_TAGS:
-        raise ValueError(f"the tag {node.tag} is not accepted; write the plain value")
-    return None if node.tag == "tag:yaml.org,2002:null" else node.value
+    return None if node.tag == _TAG + "null" else node.value

@@ -11,10 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-_FLAG = re.compile(r"--?[A-Za-z][\w-]*(=|$)")
+_FLAG = re.compile(r"--?[A-Za-z][\w-]*(=|\Z)")
 _TRUTH = {"true", "false", "yes", "no", "on", "off", "1", "0"}
-
-Arity = int | Literal["one", "switch", "many"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +21,6 @@ class Flag:
 
     key: str
     words: list[str]
-    joined: bool = False  # written --flag=value
 
     @property
     def shown(self) -> str:
@@ -33,8 +30,7 @@ class Flag:
 def read_flags(argv: list[str], kinds: dict[str, Any], problems: list[str]) -> tuple[list[Flag], list[str]]:
     """The flags of `argv` in order, and the words that belong to none of them.
 
-    `kinds` gives the type of every known flag, which tells how many words it takes; mistakes go to
-    `problems`."""
+    `kinds` has the type of each known flag, which says how many it takes; mistakes go to `problems`."""
     flags: list[Flag] = []
     stray: list[str] = []
     for flag, words in _cut(argv):
@@ -43,59 +39,50 @@ def read_flags(argv: list[str], kinds: dict[str, Any], problems: list[str]) -> t
             continue
         if not flag.startswith("--"):
             problems.append(
-                f"{flag}: flags begin with two hyphens; a value that begins with one is written --flag={flag}"
+                f"{flag}: flags begin with two hyphens, a value like this is written --flag={flag}"
             )
             continue
         key, joined, value = flag[2:].partition("=")
         key = key.replace("-", "_")
-        if (
-            key not in kinds
-            and key.startswith("no_")
-            and _takes(kinds.get(key[3:])) == "switch"
-            and not joined
-        ):
-            key, value, joined = key[3:], "false", "="
-        taken, rest = (
-            ([value], words) if joined else _take(words, _takes(kinds[key]) if key in kinds else "many")
-        )
+        if key not in kinds and kinds.get(key.removeprefix("no_")) is bool and not joined:
+            flags.append(Flag(key.removeprefix("no_"), ["false"]))
+            stray += words
+            continue
+        count = _takes(kinds[key]) if key in kinds else None
+        taken, rest = ([value], words) if joined else _take(words, count)
+        flags.append(Flag(key, taken))
         stray += rest
-        flags.append(Flag(key, taken, bool(joined)))
     return flags, stray
 
 
 def _cut(argv: list[str]) -> list[tuple[str, list[str]]]:
-    """Each flag with every word up to the next one; words before the first flag and after `--` come under
-    ""."""
+    """Each flag with every word up to the next one. Words that follow none have the flag ""."""
     runs: list[tuple[str, list[str]]] = [("", [])]
     for place, word in enumerate(argv):
         if word == "--":
             return [*runs, ("", argv[place + 1 :])]
-        if _FLAG.match(word) and (not re.search(r"\s", word) or "=" in word.split()[0]):
+        if _FLAG.match(word):
             runs.append((word, []))
         else:
             runs[-1][1].append(word)
     return runs
 
 
-def _take(words: list[str], arity: Arity) -> tuple[list[str], list[str]]:
-    """The words a flag of this arity owns, and what is left over."""
-    if arity == "many":
-        return words, []
-    if arity == "switch":
+def _take(words: list[str], count: int | None) -> tuple[list[str], list[str]]:
+    """The words that a flag of this count owns, and what is left over."""
+    if count == 0:
         given = bool(words) and words[0].lower() in _TRUTH
         return (words[:1], words[1:]) if given else (["true"], words)
-    count = 1 if arity == "one" else int(arity)
-    return words[:count], words[count:]
+    return words[:count], words[count:] if count else []
 
 
-def _takes(kind: Any) -> Arity:
-    """How many words a flag of this type owns."""
+def _takes(kind: Any) -> int | None:
+    """How many words a flag of this type owns: None for all that follow, 0 for a switch, which needs none."""
     if kind is bool:
-        return "switch"
+        return 0
     if get_origin(kind) is list:
-        return "many"
+        return None
     if get_origin(kind) is tuple:
-        return "many" if Ellipsis in get_args(kind) else len(get_args(kind))
+        return None if Ellipsis in get_args(kind) else len(get_args(kind))
     members = get_args(kind) if get_origin(kind) is not Literal else ()
-    arities: list[Arity] = [_takes(member) for member in members]
-    return next((arity for arity in arities if arity != "one"), "one")
+    return next((count for count in map(_takes, members) if count != 1), 1)

@@ -33,7 +33,7 @@ def convert(value: Any, kind: Any) -> Any:
         except ValueError:  # pydantic's ValidationError is one
             continue
     words = value if isinstance(value, list) else [value]
-    shown = " ".join("null" if word is None else f'"{word}"' for word in words) if words else "empty"
+    shown = " ".join("null" if word is None else f'"{word}"' for word in words) if words else "nothing"
     raise ValueError(f"was {shown}, accepted: {accepted(kind)}")
 
 

@@ -10,8 +10,11 @@ import ast
 import dataclasses
 import inspect
 import io
+import re
 import textwrap
 import tokenize
+
+_FOR_TOOLS = re.compile(r"#\s*(noqa|pyright|type)\b(: ?\w*(\[\w*\])?)?")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,7 +64,8 @@ def _notes_of_one(config_class: type) -> dict[str, Note]:
 def _comments(source: str) -> dict[int, str]:
     """Line number to the text of the comment on it."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {token.start[0]: token.string.lstrip("#: ") for token in tokens if token.type == tokenize.COMMENT}
+    comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
+    return {line: _FOR_TOOLS.sub("", text).lstrip("#: ") for line, text in comments.items()}
 
 
 def _string_below(body: list[ast.stmt], place: int) -> list[str]:

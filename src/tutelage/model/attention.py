@@ -34,8 +34,17 @@ class Layout:
     masks: dict[int | None, Any] = field(default_factory=dict)  # by window: (B, 1, T, S) bool, or a BlockMask
 
 
-def plan(positions: Tensor, docs: Tensor | None, *, kv_used: int | None, windows: set[int | None]) -> Layout:
+def plan(
+    positions: Tensor,
+    docs: Tensor | None,
+    *,
+    kv_used: int | None,
+    windows: set[int | None],
+    impl: Literal["auto", "eager", "sdpa", "flash"] = "auto",
+) -> Layout:
     """Choose the execution for rows of these positions and documents, each (B, T).
+
+    `impl` may insist: eager is `dense`, flash is `flex`, sdpa is whichever gives SDPA the least work.
 
     With a cache (`kv_used` keys of it are readable) a key's position is its index and a row is one document.
     """
@@ -44,9 +53,10 @@ def plan(positions: Tensor, docs: Tensor | None, *, kv_used: int | None, windows
         return _dense(positions, keys, torch.zeros_like(positions), torch.zeros_like(keys), windows)
     if docs is None:
         docs = torch.zeros_like(positions)
-    if positions.is_cuda:
+    if impl == "flash" or (impl == "auto" and positions.is_cuda):
         return _flex(positions, docs, windows)
-    segments = _segments(positions, docs)
+    # Finding segments reads the documents, which on CUDA would wait for the device.
+    segments = None if impl == "eager" or positions.is_cuda else _segments(positions, docs)
     if segments is None:
         return _dense(positions, positions, docs, docs, windows)
     B, T = positions.shape

@@ -4,6 +4,7 @@ B rows   T positions   D model dim   H query heads   K kv heads   C head dim   V
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +100,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.attention_impl: Literal["auto", "eager", "sdpa", "flash"] = "auto"
         self.model = Decoder(config)
         self.lm_head = None if config.tied else nn.Linear(config.dim, config.vocab_size, bias=False)
         # Not a buffer: a model built on the meta device must not lose it, and no file holds it.
@@ -122,7 +124,8 @@ class Transformer(nn.Module):
         if kv is not None:
             kv.reserve(positions)
         x = self.model.embed_tokens(tokens)  # (B, T, D)
-        layout = plan(positions, docs, kv_used=None if kv is None else kv.used, windows=self._windows())
+        used = None if kv is None else kv.used
+        layout = plan(positions, docs, kv_used=used, windows=self._windows(), impl=self.attention_impl)
         turn = rotation(positions, self._on(positions.device), x.dtype)
         for block in self.model.layers:
             x = block(x, turn, layout, kv)

@@ -9,6 +9,16 @@ from torch.optim import Optimizer
 Precision = Literal["fp32", "bf16", "bf16_pure"]
 
 
+def load_dtype(precision: Precision) -> torch.dtype:
+    """In which dtype to read weights that `masters` will take: never one that would round a master."""
+    return torch.bfloat16 if precision == "bf16_pure" else torch.float32
+
+
+def stored_dtype(precision: Precision) -> torch.dtype:
+    """In which dtype the result is stored: the one the model computes in."""
+    return torch.float32 if precision == "fp32" else torch.bfloat16
+
+
 def masters(model: nn.Module, precision: Precision) -> dict[str, nn.Parameter]:
     """Put the model into its compute dtype and return what the optimizer trains, by name.
 

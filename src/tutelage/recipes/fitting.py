@@ -1,0 +1,194 @@
+"""From a model, an objective and a loader to a trained model: what the recipes of all training stages share."""
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tutelage.data.loader import Loader
+from tutelage.errors import Interrupted, UserError
+from tutelage.model.transformer import Transformer
+from tutelage.objectives.base import Objective
+from tutelage.recipes.training import TrainingConfig
+from tutelage.report.metrics import MetricsFile, TensorBoard, WeightsAndBiases, Writer
+from tutelage.report.progress import ProgressBar
+from tutelage.train import optim, precision, surgery
+from tutelage.train.evaluate import evaluate
+from tutelage.train.interrupt import Signals
+from tutelage.train.saver import Saver, newest
+from tutelage.train.trainer import Metrics, NonFiniteLossError, Trainer, every
+
+
+@dataclass(slots=True)
+class Fitted:
+    """What a run leaves behind: master weights by name, and the numbers of its last step and validation."""
+
+    masters: dict[str, nn.Parameter]
+    steps: int
+    last: Metrics
+    validation: Metrics
+
+
+def device_of(config: TrainingConfig) -> torch.device:
+    """The device the settings mean; a GPU asked for where there is none is refused."""
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as error:
+        raise UserError(f"device {config.device} is no device: cuda, cuda:1, cpu or auto") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda was asked for, but torch sees no GPU; --device cpu trains without one")
+    if device.type == "cpu" and config.attention_impl == "flash":
+        raise UserError("attention_impl flash needs a GPU; sdpa is the fast one on CPU")
+    return device
+
+
+def total_steps(config: TrainingConfig, loader: Loader) -> int:
+    """Optimizer steps of the whole run."""
+    if config.train_steps > 0:
+        return config.train_steps
+    return sum(loader.steps_per_epoch(epoch) for epoch in range(config.train_epochs))
+
+
+def fit(
+    config: TrainingConfig,
+    model: Transformer,
+    objective: Objective,
+    loader: Loader,
+    validation: Loader | None,
+    directory: Path,
+) -> Fitted:
+    """Train to the end, or save and raise Interrupted at a signal. Resumes if the settings say so."""
+    steps = total_steps(config, loader)
+    weights = precision.masters(model, config.precision)
+    model.attention_impl = config.attention_impl
+    surgery.recompute(model, config.selective_ac_ratio)
+    if config.compile:
+        surgery.compile_blocks(model)
+    optimizer = optim.adamw(weights, lr=config.lr, betas=config.betas, eps=config.eps, wd=config.wd)
+    schedule = optim.schedule(config.lr_scheduler, steps=steps, warmup=config.warmup_steps)
+    trainer = Trainer(model, objective, loader, optimizer, schedule, steps=steps, clip=config.clip_grad_norm)
+    saver = Saver(directory / "checkpoints", weights, optimizer, keep=config.max_checkpoints)
+    optim.allocate_state(optimizer)
+    checkpoint = newest(saver.directory) if config.resume else None
+    if checkpoint is not None:
+        state = saver.load(checkpoint)
+        trainer.step = state["step"]
+        loader.restore(state["data"])
+    precision.follow(model, weights, optimizer)
+    fitted = Fitted(weights, steps, {}, {})
+    with ExitStack() as stack:
+        bar = stack.enter_context(ProgressBar(steps=steps, done=trainer.step, print_freq=config.print_freq))
+        bar.say(f"resumed from {checkpoint}" if checkpoint else f"{steps} steps of {loader_words(config)}")
+        if trainer.step < steps:
+            _rehearse(trainer, loader, bar)
+        writers = _writers(config, directory, trainer.step)
+        for writer in writers:
+            stack.callback(writer.close)
+        signals = stack.enter_context(Signals())
+        trainer.hooks = _hooks(config, trainer, saver, validation, bar, writers, signals, fitted)
+        try:
+            trainer.fit()
+        except NonFiniteLossError as error:
+            raise UserError(_non_finite(error, loader, saver)) from error
+    return fitted
+
+
+def loader_words(config: TrainingConfig) -> str:
+    """What an optimizer step is made of, in words."""
+    unit = f"rows of {config.max_seq_len}" if config.pack_samples else "samples"
+    return f"{config.micro_batch_size_per_gpu} {unit} x {config.gradient_accum_steps} micro-batches"
+
+
+def _hooks(
+    config: TrainingConfig,
+    trainer: Trainer,
+    saver: Saver,
+    validation: Loader | None,
+    bar: ProgressBar,
+    writers: list[Writer],
+    signals: Signals,
+    fitted: Fitted,
+) -> list[Any]:
+    def report(trainer: Trainer, metrics: Metrics) -> None:
+        speed = bar.update(trainer.step, metrics)
+        fitted.last = metrics
+        last = trainer.step == trainer.steps
+        if validation is not None and (last or (config.val_freq > 0 and trainer.step % config.val_freq == 0)):
+            fitted.validation = _validate(trainer, validation, bar)
+            metrics = metrics | {f"val_{name}": value for name, value in fitted.validation.items()}
+        for writer in writers:
+            writer.write(trainer.step, {**metrics, **speed})
+
+    def save(trainer: Trainer, metrics: Metrics) -> None:
+        saver.save(trainer.step, {"data": trainer.source.state()})
+
+    def stop(trainer: Trainer, metrics: Metrics) -> None:
+        if signals.received is not None:
+            save(trainer, metrics)
+            bar.say(f"{signals.received.name}: saved at step {trainer.step}; --resume goes on from there")
+            raise Interrupted(signals.received)
+
+    def save_last(trainer: Trainer, metrics: Metrics) -> None:
+        if trainer.step == trainer.steps:
+            save(trainer, metrics)
+
+    return [report, every(config.save_freq, save), save_last, stop]
+
+
+def _validate(trainer: Trainer, validation: Loader, bar: ProgressBar) -> Metrics:
+    started = time.perf_counter()
+    values = evaluate(trainer.model, trainer.objective, validation)
+    bar.say(
+        f"step {trainer.step}: validation loss {values['loss']:.4f}, "
+        f"perplexity {values['perplexity']:.2f} ({time.perf_counter() - started:.1f} s)"
+    )
+    return values
+
+
+def _rehearse(trainer: Trainer, loader: Loader, bar: ProgressBar) -> None:
+    """A step on the longest rows, without effect: memory that will not do fails here and not hours later."""
+    batches = loader.longest()
+    shape = "x".join(map(str, batches[0].tokens.shape))
+    try:
+        trainer.rehearse(batches)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(
+            f"not enough memory for the longest micro-batch ({shape}); lower --micro_batch_size_per_gpu (and "
+            "raise --gradient_accum_steps to match), lower --max_seq_len, or raise --selective_ac_ratio"
+        ) from error
+    bar.say(f"dry step on the longest rows ({shape}) done")
+
+
+def _writers(config: TrainingConfig, directory: Path, step: int) -> list[Writer]:
+    writers: list[Writer] = [
+        MetricsFile(directory / "metrics.jsonl", step=step),
+        TensorBoard(directory / "tensorboard", step=step),
+    ]
+    if config.wandb:
+        writers.append(
+            WeightsAndBiases(
+                project=config.wandb_project,
+                entity=config.wandb_entity,
+                group=config.wandb_group,
+                name=directory.name,
+            )
+        )
+    return writers
+
+
+def _non_finite(error: NonFiniteLossError, loader: Loader, saver: Saver) -> str:
+    last = newest(saver.directory)
+    kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"
+    ids = ", ".join(loader.last_ids[:20]) + (", ..." if len(loader.last_ids) > 20 else "")
+    return (
+        f"{error}; the weights were not touched. The step's rows (path-line): {ids}; "
+        f"{kept}. Look at these rows with `tutelage data show`; otherwise lower --lr or raise --warmup_steps"
+    )

@@ -1,0 +1,66 @@
+"""The end of a training stage: OUT/model, checked against the model in memory, with a card that says so."""
+
+from pathlib import Path
+
+from tutelage.model.config import ModelConfig
+from tutelage.model.transformer import Transformer
+from tutelage.recipes.fitting import Fitted
+from tutelage.recipes.preparing import say
+from tutelage.text.template import Template
+from tutelage.text.tokenizer import Tokenizer
+from tutelage.train.export import export, model_card
+from tutelage.train.precision import Precision, stored_dtype
+
+_QUESTIONS = ("What is the capital of France?", "Write a short story about a rabbit.", "Grüße! 你好 👋")
+
+
+def hand_over(
+    fitted: Fitted,
+    model: Transformer,
+    config: ModelConfig,
+    directory: Path,
+    *,
+    stage: str,
+    base: str,
+    tokenizer: Tokenizer,
+    template: Template | None,
+    precision: Precision,
+) -> None:
+    """Write OUT/model and say how exact it is; refuses to call it done if it is not the model that was trained."""
+    target = directory / "model"
+    gate = export(
+        model,
+        fitted.masters,
+        config,
+        target,
+        dtype=stored_dtype(precision),
+        probes=[_probe(question, tokenizer, template) for question in _QUESTIONS],
+    )
+    tokenizer.save(target, chat_template=None if template is None else template.jinja_for(tokenizer))
+    facts = {
+        "parameters": f"{config.n_parameters:,}",
+        "optimizer steps": fitted.steps,
+        "precision": precision,
+    }
+    facts |= {name: f"{fitted.last[name]:.4f}" for name in ("loss",) if name in fitted.last}
+    facts |= {f"validation {name}": f"{value:.4f}" for name, value in fitted.validation.items()}
+    card = model_card(
+        title=directory.resolve().name,
+        stage=stage,
+        base=f"`{base}`",
+        facts=facts,
+        gate=gate,
+        template=template.name if template else "none",
+    )
+    (target / "README.md").write_text(card, encoding="utf-8")
+    next_command = f"chat {directory}" if template else f"generate {directory} --raw --prompt ..."
+    say(
+        f"{target}: read back from disk, logits differ by {gate.logit_error:.3g}, greedy text is equal; "
+        f"go on with `tutelage {next_command}`"
+    )
+
+
+def _probe(question: str, tokenizer: Tokenizer, template: Template | None) -> list[int]:
+    if template is None:
+        return tokenizer.encode(question)
+    return template.encode([{"role": "user", "content": question}], tokenizer, reply=True).tokens

@@ -1,0 +1,117 @@
+"""Everything a training stage can check before weights load: the model's files, the text, the data, the plan."""
+
+import sys
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from tutelage import dist
+from tutelage.checkpoint.hf import check_files
+from tutelage.checkpoint.hub import local_path
+from tutelage.data.dataset import prepare
+from tutelage.data.loader import Loader
+from tutelage.data.store import SampleStore
+from tutelage.errors import UserError
+from tutelage.model.config import ModelConfig
+from tutelage.recipes.fitting import loader_words, total_steps
+from tutelage.recipes.training import TrainingConfig
+from tutelage.text.template import Template
+from tutelage.text.tokenizer import Tokenizer
+
+
+def say(text: str) -> None:
+    """A line for the person who watches; standard output belongs to results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def text_of(model: str, template_config: str | None) -> tuple[Tokenizer, Template]:
+    """The model's tokenizer, and the template that was named or that the model's own is."""
+    tokenizer = Tokenizer.load(local_path(model))
+    template = Template.load(template_config) if template_config else Template.recognise(tokenizer)
+    template.check(tokenizer)
+    say(f"chat template: {template.name}" + ("" if template_config else " (recognised as the model's own)"))
+    return tokenizer, template
+
+
+def check_model(model: str, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Refuse weights that do not fit their config, and a tokenizer that does not fit the model."""
+    check_files(model)
+    if tokenizer.size > config.vocab_size:
+        raise UserError(
+            f"{model}: its tokenizer has {tokenizer.size} tokens, the model embeds {config.vocab_size}; "
+            "they do not belong together"
+        )
+
+
+def loaders(
+    config: TrainingConfig,
+    tokenizer: Tokenizer,
+    template: Template | None,
+    *,
+    reduction: Literal["tokens", "sequences"],
+    too_long: Literal["truncate", "drop", "split"],
+    allow_unmasked: bool,
+) -> tuple[Loader, Loader | None]:
+    """The training data and, if there is any, the held-out data, encoded, cut, counted aloud and batched."""
+
+    def read(paths: Sequence[str], amounts: Sequence[float], split: str) -> SampleStore:
+        return prepare(
+            paths,
+            num_samples=amounts,
+            template=template,
+            tokenizer=tokenizer,
+            max_seq_len=config.max_seq_len,
+            too_long=too_long,
+            max_cut_percent=config.max_cut_percent,
+            skip_bad_rows=config.skip_bad_rows,
+            allow_unmasked=allow_unmasked,
+            workers=config.num_data_workers,
+            cache_dir=config.cache_dir,
+            log=say,
+            split=split,
+        )
+
+    def batched(store: SampleStore, *, training: bool) -> Loader:
+        return Loader(
+            store,
+            length=config.max_seq_len,
+            rows=config.micro_batch_size_per_gpu,
+            accumulate=config.gradient_accum_steps if training else 1,
+            packed=config.pack_samples,
+            seed=config.seed,
+            rank=dist.rank(),
+            world=dist.world_size(),
+            reduction=reduction,
+            shuffle=training,
+            workers=config.num_loader_workers if training else 0,
+            epochs=None if training else 1,
+        )
+
+    store = read(config.train_data_paths, config.train_num_samples, "train")
+    _preview(config, store, tokenizer)
+    training = batched(store, training=True)
+    if not config.val_data_paths:
+        return training, None
+    held_out = read(config.val_data_paths, config.val_num_samples, "val")
+    return training, batched(held_out, training=False)
+
+
+def plan(config: TrainingConfig, model: ModelConfig, loader: Loader, device: torch.device) -> None:
+    """Say what the run will be before it starts."""
+    steps = total_steps(config, loader)
+    per_parameter = 8 if config.precision == "bf16_pure" else 18 if config.precision == "bf16" else 16
+    memory = model.n_parameters * per_parameter / 2**30
+    say(
+        f"model: {model.family}, {model.n_parameters:,} parameters, {config.precision} on {device}: weights, "
+        f"gradients and optimizer take {memory:.2f} GiB, activations come on top"
+    )
+    say(f"plan: {steps:,} optimizer steps of {loader_words(config)}, {loader.steps_per_epoch(0):,} an epoch")
+
+
+def _preview(config: TrainingConfig, store: SampleStore, tokenizer: Tokenizer) -> None:
+    if config.no_visualize_dataset or dist.rank():
+        return
+    from tutelage.report.inspect import preview
+
+    preview(store, tokenizer, samples=1, seed=config.seed)

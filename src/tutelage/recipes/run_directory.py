@@ -1,0 +1,49 @@
+"""The directory of a run: what lies in it, and how one is opened without hurting a run already there."""
+
+import dataclasses
+import datetime
+import platform
+import shlex
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tutelage.config import dump
+from tutelage.errors import UserError
+
+_PARTS = ("config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "model", "report.html")
+
+
+def open_run(config: Any, stage: str) -> Path:
+    """Make OUT and write OUT/config.yaml, which reruns the run; refuse to write over another run unasked."""
+    directory: Path = config.output_dir
+    found = [part for part in _PARTS if (directory / part).exists()]
+    if found and config.overwrite:
+        for part in found:
+            path = directory / part
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif found and not config.resume:
+        raise UserError(
+            f"{directory} already holds a run ({', '.join(found)}); give --resume to go on with it, "
+            "--overwrite to throw it away, or another --output_dir"
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be made: {error.strerror}") from error
+    # The file reruns the run, so what was about this start only is not in it.
+    lasting = dataclasses.replace(config, resume=False, overwrite=False, dry_run=False)
+    (directory / "config.yaml").write_text(_header(stage, directory) + dump(lasting))
+    return directory
+
+
+def _header(stage: str, directory: Path) -> str:
+    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("tutelage", "torch", "tokenizers", "numpy"))
+    return (
+        f"# tutelage {stage} --config {shlex.quote(str(directory / 'config.yaml'))}\n"
+        f"# written {when} by: {shlex.join(['tutelage', *sys.argv[1:]])}\n"
+        f"# {versions}, python {platform.python_version()}\n"
+    )

@@ -1,0 +1,80 @@
+"""Fine-tune a model on conversations: it learns what the assistant says, given all before it.
+
+    tutelage sft --ckpt_paths MODEL --train_data_paths jsonl:chats.jsonl --output_dir OUT
+
+MODEL is a Hugging Face directory, a hub id or a GGUF file; each line of chats.jsonl holds
+{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}. The result lies in
+OUT/model as a Hugging Face directory: `tutelage chat OUT` talks to it, transformers and vLLM load it. Killed, the
+same command with --resume goes on exactly where the newest checkpoint was.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from tutelage.errors import UserError
+from tutelage.recipes.training import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SFTConfig(TrainingConfig):
+    # Model and text
+    ckpt_paths: tuple[str, ...]  # the model to start from: an HF directory, a hub id or a .gguf file
+    template_config: str | None = (
+        None  # chat template: a built-in name or a YAML file; default: the model's own
+    )
+    loss_reduction: Literal["tokens", "sequences"] = (
+        "sequences"  # what weighs the same: every token or sample
+    )
+    too_long: Literal["truncate", "drop"] = "truncate"  # what happens to conversations over max_seq_len
+    allow_unmasked: bool = False  # accept data of which every token, or none, is learned
+
+    def __post_init__(self) -> None:
+        TrainingConfig.__post_init__(self)
+        if len(self.ckpt_paths) != 1:
+            raise UserError(
+                f"ckpt_paths names {len(self.ckpt_paths)} models, and one is fine-tuned at a time"
+            )
+
+
+def run(config: SFTConfig) -> None:
+    """Check everything, load, train, export."""
+    from tutelage.checkpoint.hf import load_config, load_model
+    from tutelage.objectives.language import NextToken
+    from tutelage.recipes.fitting import device_of, fit
+    from tutelage.recipes.handing_over import hand_over
+    from tutelage.recipes.preparing import check_model, loaders, plan, text_of
+    from tutelage.recipes.run_directory import open_run
+    from tutelage.train.precision import load_dtype
+
+    device = device_of(config)
+    model_config = load_config(config.ckpt_paths[0])
+    tokenizer, template = text_of(config.ckpt_paths[0], config.template_config)
+    check_model(config.ckpt_paths[0], model_config, tokenizer)
+    training, validation = loaders(
+        config,
+        tokenizer,
+        template,
+        reduction=config.loss_reduction,
+        too_long=config.too_long,
+        allow_unmasked=config.allow_unmasked,
+    )
+    plan(config, model_config, training, device)
+    if config.dry_run:
+        return
+    directory = open_run(config, "sft")
+    model = load_model(config.ckpt_paths[0], dtype=load_dtype(config.precision), device=device)
+    objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
+    fitted = fit(config, model, objective, training, validation, directory)
+    stops = tuple(sorted({*template.stop_ids(tokenizer), *model_config.eos}))
+    hand_over(
+        fitted,
+        model,
+        dataclasses.replace(model_config, eos=stops),
+        directory,
+        stage="sft",
+        base=config.ckpt_paths[0],
+        tokenizer=tokenizer,
+        template=template,
+        precision=config.precision,
+    )

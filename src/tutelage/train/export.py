@@ -1,0 +1,92 @@
+"""Write OUT/model, read it back, and compare with the model in memory before calling a run done."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tutelage.checkpoint.hf import load_model, save_model
+from tutelage.infer.engine import generate
+from tutelage.infer.sampling import Sampling
+from tutelage.model.config import ModelConfig
+from tutelage.model.transformer import Transformer
+
+TOLERANCE = 1e-3  # of logits; the same weights in the same arithmetic differ by 0
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """How far the model read back from disk is from the one in memory."""
+
+    logit_error: float  # largest absolute difference over the probes
+    greedy_equal: bool
+    positions: int
+
+    @property
+    def passed(self) -> bool:
+        return self.logit_error <= TOLERANCE and self.greedy_equal
+
+
+def export(
+    model: Transformer,
+    weights: Mapping[str, Tensor],
+    config: ModelConfig,
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    probes: list[list[int]],
+    new_tokens: int = 32,
+) -> Gate:
+    """Write `weights` as an HF directory, then reload it and compare logits and greedy text on `probes`.
+
+    `model` computes in `dtype`. Raises RuntimeError, the files left for inspection, if they do not agree.
+    """
+    save_model(weights, config, directory, dtype=dtype)
+    model.eval()
+    reloaded = load_model(directory, dtype=dtype, device=next(model.parameters()).device)
+    reloaded.eval()
+    error, positions = 0.0, 0
+    for probe in probes:
+        error = max(error, float((_logits(model, probe) - _logits(reloaded, probe)).abs().max()))
+        positions += len(probe)
+    greedy = Sampling(temperature=0.0)
+    texts = [_greedy(which, probes, greedy, new_tokens) for which in (model, reloaded)]
+    gate = Gate(error, texts[0] == texts[1], positions)
+    if not gate.passed:
+        raise RuntimeError(
+            f"{directory} does not reproduce the model that was trained: logits differ by {error:.3g}, "
+            f"greedy text is {'equal' if gate.greedy_equal else 'different'}; do not use it"
+        )
+    return gate
+
+
+def model_card(
+    *, title: str, stage: str, base: str, facts: Mapping[str, Any], gate: Gate, template: str
+) -> str:
+    """The README.md of an exported model: where it comes from, its numbers, and how exact the files are."""
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    return (
+        f"---\nlibrary_name: transformers\ntags: [tutelage, {stage}]\n---\n\n# {title}\n\n"
+        f"Trained with `tutelage {stage}` from {base}. Chat template: {template}.\n\n"
+        f"| | |\n|---|---|\n{rows}\n\n"
+        "## Are these files the model that was trained?\n\n"
+        f"After training they were read back from disk and compared with the model in memory: logits over "
+        f"{gate.positions} positions differ by at most {gate.logit_error:.3g}, greedy text is "
+        f"{'equal' if gate.greedy_equal else 'different'}.\n"
+    )
+
+
+@torch.inference_mode()
+def _logits(model: Transformer, tokens: list[int]) -> Tensor:
+    row = torch.tensor([tokens], device=model.head_weight.device)
+    return model.unembed(model(row, torch.arange(row.shape[1], device=row.device)[None]))
+
+
+def _greedy(
+    model: Transformer, probes: list[list[int]], sampling: Sampling, new_tokens: int
+) -> list[list[int]]:
+    done = generate(model, probes, sampling, max_new_tokens=new_tokens, stop=set(model.config.eos))
+    return [list(completion.tokens) for completion in done]

@@ -1,0 +1,200 @@
+"""A `tokenizer.json`, as the `tokenizers` library reads it, rebuilt from the vocabulary in a GGUF file."""
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any
+
+from tutelage.checkpoint.gguf_file import Header
+from tutelage.errors import UserError
+
+
+class Kind(IntEnum):
+    """What llama.cpp calls a token's type."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_SPACE = "\u2581"  # how SentencePiece writes a space
+
+
+def tokenizer_parts(header: Header) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`tokenizer.json` and `tokenizer_config.json`, parsed."""
+    settings = header.settings
+    model = settings.get("tokenizer.ggml.model")
+    if model is None:
+        raise UserError(f"{header.path} carries no tokenizer; give the directory of one")
+    tokens = settings["tokenizer.ggml.tokens"]
+    kinds = settings.get("tokenizer.ggml.token_type") or [Kind.NORMAL] * len(tokens)
+    if model == "gpt2":
+        parts = _byte_level(header, tokens, kinds)
+    elif model == "llama":
+        parts = _sentencepiece(header, tokens, kinds)
+    else:
+        raise UserError(
+            f"{header.path}: its tokenizer is of kind {model!r}, which is not supported; "
+            "supported are gpt2, llama"
+        )
+    special = {name: _named(settings, tokens, key) for name, key in _SPECIAL.items()}
+    added = (Kind.CONTROL, Kind.USER_DEFINED) if model == "gpt2" else (*_ADDED, Kind.UNKNOWN)
+    tokenizer_json = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            _added(token, content, special=kinds[token] != Kind.USER_DEFINED)
+            for token, content in enumerate(tokens)
+            if kinds[token] in added
+        ],
+        **parts,
+    }
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **{name: content for name, content in special.items() if content is not None},
+    }
+    if settings.get("tokenizer.ggml.add_bos_token", model == "llama") and special["bos_token"]:
+        bos = settings["tokenizer.ggml.bos_token_id"]
+        tokenizer_json["post_processor"] = _beginning(special["bos_token"], bos)
+    if template := settings.get("tokenizer.chat_template"):
+        config["chat_template"] = template
+    return tokenizer_json, config
+
+
+_ADDED = (Kind.CONTROL, Kind.USER_DEFINED)
+_SPECIAL = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
+
+
+def _named(settings: dict[str, Any], tokens: Sequence[str], key: str) -> str | None:
+    token = settings.get(f"tokenizer.ggml.{key}")
+    return None if token is None else tokens[token]
+
+
+def _added(token: int, content: str, *, special: bool) -> dict[str, Any]:
+    return {
+        "id": token,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": special,
+    }
+
+
+def _byte_level(header: Header, tokens: Sequence[str], kinds: Sequence[int]) -> dict[str, Any]:
+    """GPT-2's BPE over bytes; what differs from model to model is how text is cut before."""
+    name = header.settings.get("tokenizer.ggml.pre")
+    cuts = {
+        "gpt-2": [_bytes(cut=True)],
+        "smollm": [{"type": "Digits", "individual_digits": True}, _bytes(cut=True)],
+        "llama-bpe": [_split(_LLAMA3), _bytes(cut=False)],
+        "qwen2": [_split(_QWEN2), _bytes(cut=False)],
+    }
+    if name not in cuts:
+        raise UserError(
+            f"{header.path}: its tokenizer cuts text in the way {name!r}, which is not supported; "
+            f"supported are {', '.join(cuts)}"
+        )
+    merges = header.settings["tokenizer.ggml.merges"]
+    return {
+        "normalizer": {"type": "NFC"} if name == "qwen2" else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": cuts[name]},
+        "post_processor": None,
+        "decoder": _bytes(cut=True),
+        "model": {
+            **_BPE,
+            "ignore_merges": name == "llama-bpe",  # a cut that is a token is taken whole
+            "vocab": {content: token for token, content in enumerate(tokens) if kinds[token] != Kind.UNUSED},
+            "merges": [merge.split(" ") for merge in merges],
+        },
+    }
+
+
+_BPE = {
+    "type": "BPE",
+    "dropout": None,
+    "unk_token": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "fuse_unk": False,
+    "byte_fallback": False,
+}
+
+
+def _bytes(*, cut: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": cut}
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def _sentencepiece(header: Header, tokens: Sequence[str], kinds: Sequence[int]) -> dict[str, Any]:
+    """SentencePiece's BPE, falling back to bytes; transformers' converter makes the same of Llama 2's."""
+    settings = header.settings
+    prefix = settings.get("tokenizer.ggml.add_space_prefix", True)
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    back: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    return {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [*([{"type": "Prepend", "prepend": _SPACE}] if prefix else []), spaces],
+        },
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": back + [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] * prefix,
+        },
+        "model": {
+            **_BPE,
+            "unk_token": tokens[settings.get("tokenizer.ggml.unknown_token_id", 0)],
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": {content: token for token, content in enumerate(tokens) if kinds[token] != Kind.UNUSED},
+            "merges": _merges(tokens, settings["tokenizer.ggml.scores"], kinds),
+        },
+    }
+
+
+def _merges(tokens: Sequence[str], scores: Sequence[float], kinds: Sequence[int]) -> list[list[str]]:
+    """The merges a SentencePiece vocabulary implies: every way to cut a token in two, best token first."""
+    ids = {content: token for token, content in enumerate(tokens) if kinds[token] == Kind.NORMAL}
+    merges = []
+    for content, token in ids.items():
+        cuts = ((content[:i], content[i:]) for i in range(1, len(content)))
+        pairs = [(ids[left], ids[right]) for left, right in cuts if left in ids and right in ids]
+        merges += [(-scores[token], token, pair) for pair in sorted(pairs)]
+    return [[tokens[left], tokens[right]] for _, _, (left, right) in sorted(merges)]
+
+
+def _beginning(content: str, token: int) -> dict[str, Any]:
+    """What transformers puts before a text when asked for special tokens; our templates write it."""
+    bos = {"SpecialToken": {"id": content, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": kind}} for kind, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [bos, first],
+        "pair": [bos, first, bos | {"SpecialToken": {"id": content, "type_id": 1}}, second],
+        "special_tokens": {content: {"id": content, "ids": [token], "tokens": [content]}},
+    }

@@ -1,0 +1,229 @@
+"""Model directories as Hugging Face libraries write and read them; a GGUF file is read as one."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tutelage.checkpoint.gguf import GGUFSource, gguf_config, gguf_tokenizer
+from tutelage.checkpoint.hub import local_path
+from tutelage.checkpoint.shards import INDEX, SINGLE, Shards
+from tutelage.checkpoint.source import Source, check, fill, parameter_shapes
+from tutelage.errors import UserError
+from tutelage.model.config import ModelConfig
+from tutelage.model.transformer import Transformer
+from tutelage.text.tokenizer import Tokenizer
+
+
+def load_config(path: str | Path) -> ModelConfig:
+    """The shape of the model at `path` (a directory, a .gguf file or a hub id); no weights are read."""
+    path = local_path(path)
+    if gguf := find_gguf(path):
+        return gguf_config(gguf)
+    return _config_of_directory(path)
+
+
+def check_files(path: str | Path) -> None:
+    """Refuse weights that do not fit the config, by their headers alone and naming everything at once."""
+    _open(local_path(path))
+
+
+def load_model(
+    path: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> Transformer:
+    """The model at `path` (a directory, a .gguf file or a hub id), in `dtype` or that of most of its weights.
+
+    Peak memory is the weights and some tens of megabytes: they are read piece by piece into their place.
+    """
+    config, source = _open(local_path(path))
+    return fill(config, source, dtype or source.dtype, device)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of the model at `path` (a directory, a .gguf file or a hub id)."""
+    path = local_path(path)
+    gguf = find_gguf(path)
+    if gguf and not (path / "tokenizer.json").exists():
+        return gguf_tokenizer(gguf)
+    return Tokenizer.load(path)
+
+
+def find_gguf(path: Path) -> Path | None:
+    """The GGUF file that `path` is, or that a directory without safetensors holds alone."""
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return path
+        raise UserError(
+            f"{path} is a file, but no .gguf; give the directory with config.json and the weights"
+        )
+    found = sorted(path.glob("*.gguf"))
+    if not found or any(path.glob("*.safetensors")) or (path / INDEX).exists():
+        return None
+    if len(found) > 1:
+        raise UserError(
+            f"{path} holds {len(found)} .gguf files; give one: {', '.join(f.name for f in found)}"
+        )
+    return found[0]
+
+
+def _open(path: Path) -> tuple[ModelConfig, Source]:
+    """Config and weights of `path`, found to fit."""
+    if gguf := find_gguf(path):
+        config, source = gguf_config(gguf), GGUFSource(gguf)
+    else:
+        config, source = _config_of_directory(path), Shards(path)
+    check(config, source)
+    return config, source
+
+
+def _config_of_directory(directory: Path) -> ModelConfig:
+    where = directory / "config.json"
+    if not where.exists():
+        raise UserError(f"{directory} is not a model directory: it has no config.json")
+    values = _read_json(where)
+    if "auto_map" in values:
+        raise UserError(
+            f"{where}: auto_map asks to run Python code that came with the model, which is never done; "
+            "if the model is a plain one of its model_type, remove auto_map"
+        )
+    config = ModelConfig.from_hf(values, where=str(where))
+    generation = directory / "generation_config.json"
+    eos = _read_json(generation).get("eos_token_id") if generation.exists() else None
+    if eos is None:
+        return config
+    return replace(config, eos=tuple(eos) if isinstance(eos, list) else (eos,))  # what generate() stops at
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {type(values).__name__}, not an object of settings")
+    return values
+
+
+def save_model(
+    model: Transformer | Mapping[str, Tensor],
+    config: ModelConfig,
+    directory: str | Path,
+    *,
+    dtype: torch.dtype,
+    shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Write a directory that transformers, vLLM and llama.cpp load; other files in it are left alone.
+
+    Everything is written aside, then moved in, config.json last: where it is present, the model is whole.
+    """
+    directory = Path(directory)
+    state = model.state_dict() if isinstance(model, Transformer) else model
+    wanted, found = parameter_shapes(config), {name: tuple(tensor.shape) for name, tensor in state.items()}
+    assert found == wanted, f"not the weights of this config: {sorted(found.items() ^ wanted.items())[:4]}"
+    size = sum(tensor.numel() for tensor in state.values()) * dtype.itemsize
+    aside = directory / ".partial"
+    with _room_for(size, directory):
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        _write_weights(state, aside, dtype, shard_bytes)
+        config = replace(config, dtype=str(dtype).removeprefix("torch."))
+        _write_json(aside / "generation_config.json", _generation_config(config))
+        _write_json(aside / "config.json", config.to_hf())
+        for path in aside.iterdir():
+            _sync(path)
+        _move_in(aside, directory)
+
+
+def _write_weights(
+    state: Mapping[str, Tensor], directory: Path, dtype: torch.dtype, shard_bytes: int
+) -> None:
+    """One shard after the other, so that at most one is held converted."""
+    shards = _shards(state, dtype.itemsize, shard_bytes)
+    names = [SINGLE] if len(shards) == 1 else _shard_names(len(shards))
+    for name, shard in zip(names, shards, strict=True):
+        tensors = {key: state[key].detach().to("cpu", dtype).contiguous() for key in shard}
+        save_file(tensors, directory / name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        size = sum(tensor.numel() for tensor in state.values()) * dtype.itemsize
+        placed = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        _write_json(directory / INDEX, {"metadata": {"total_size": size}, "weight_map": placed})
+
+
+def _shards(state: Mapping[str, Tensor], itemsize: int, limit: int) -> list[list[str]]:
+    """Names in order, cut where a shard would exceed `limit` bytes."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in state.items():
+        size = tensor.numel() * itemsize
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _shard_names(count: int) -> list[str]:
+    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+
+
+def _generation_config(config: ModelConfig) -> dict[str, Any]:
+    eos = config.eos[0] if len(config.eos) == 1 else list(config.eos) or None
+    values = {"bos_token_id": config.bos, "eos_token_id": eos, "pad_token_id": config.pad}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _move_in(aside: Path, directory: Path) -> None:
+    """Replace the old model in `directory` by the one in `aside`: the old config.json goes first."""
+    new = {path.name for path in aside.iterdir()}
+    (directory / "config.json").unlink(missing_ok=True)
+    for path in [*directory.glob("model*.safetensors"), directory / INDEX]:
+        if path.name not in new:
+            path.unlink(missing_ok=True)
+    for name in sorted(new - {"config.json"}):
+        os.replace(aside / name, directory / name)
+    _sync(directory)
+    os.replace(aside / "config.json", directory / "config.json")
+    _sync(directory)
+    aside.rmdir()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _room_for(size: int, directory: Path) -> Iterator[None]:
+    """Say it in plain words, before writing or after, when the disk cannot hold `size` bytes more."""
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    if free < size:
+        raise UserError(
+            f"{directory}: the model takes {size / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB left; "
+            "free some or choose another place"
+        )
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(directory / ".partial", ignore_errors=True)
+        if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
+            raise UserError(f"{directory}: the disk became full while the model was written") from error
+        raise

@@ -1,0 +1,108 @@
+"""What every kind of weight file answers: which tensors it holds under Hugging Face names, and their rows.
+
+A model is built from it piece by piece, so loading costs the weights and one piece more.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tutelage.errors import UserError
+from tutelage.model.config import ModelConfig
+from tutelage.model.transformer import Transformer
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+PIECE = 8 * 2**20  # elements read at a time
+_SHOWN = 5  # names per kind of problem
+
+
+class Source(Protocol):
+    """Weights on disk."""
+
+    where: str  # for messages
+    shapes: dict[str, tuple[int, ...]]  # by Hugging Face name
+    dtype: torch.dtype  # of most of them
+    problems: list[str]  # what is wrong with the files themselves
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start..stop of the tensor `name`, on the CPU, in any floating dtype."""
+        ...
+
+
+def check(config: ModelConfig, source: Source) -> None:
+    """Refuse files that lack a parameter of `config`, hold another, or hold one of another shape."""
+    wanted = parameter_shapes(config)
+    # A tied model's head may be stored too (fill compares it); rotary frequencies are computed, never read.
+    found = {name: shape for name, shape in source.shapes.items() if not name.endswith("rotary_emb.inv_freq")}
+    if config.tied and found.get(HEAD) == wanted[EMBEDDING]:
+        del found[HEAD]
+    problems = list(source.problems)
+    if missing := [name for name in wanted if name not in found]:
+        problems.append(f"missing: {_listed(missing)}{_untied_hint(config, missing)}")
+    if unexpected := [name for name in found if name not in wanted]:
+        problems.append(f"unexpected: {_listed(unexpected)}")
+    misshapen = [
+        f"{name} is {_shape(found[name])}, config.json makes it {_shape(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    problems += misshapen[:_SHOWN]
+    if len(misshapen) > _SHOWN:
+        problems.append(f"{len(misshapen) - _SHOWN} more of the wrong shape")
+    if problems:
+        raise UserError(f"{source.where} cannot be loaded:\n  " + "\n  ".join(problems))
+
+
+def fill(config: ModelConfig, source: Source, dtype: torch.dtype, device: torch.device | str) -> Transformer:
+    """The model with the weights of `source`, which `check` has passed."""
+    with torch.device("meta"):
+        model = Transformer(replace(config, dtype=str(dtype).removeprefix("torch.")))
+    model = model.to(dtype).to_empty(device=device)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            for start, stop in pieces(parameter.shape):
+                parameter[start:stop].copy_(source.rows(name, start, stop))
+    if config.tied and HEAD in source.shapes:
+        _check_head_is_embedding(source)
+    return model
+
+
+def pieces(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of at most PIECE elements each (at least one row)."""
+    step = max(1, PIECE // max(1, torch.Size(shape[1:]).numel()))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """What a file of this model holds: every parameter's name and shape."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _check_head_is_embedding(source: Source) -> None:
+    for start, stop in pieces(source.shapes[HEAD]):
+        if not torch.equal(source.rows(HEAD, start, stop), source.rows(EMBEDDING, start, stop)):
+            raise UserError(
+                f"{source.where}: lm_head.weight differs from model.embed_tokens.weight, but config.json has "
+                "tie_word_embeddings = true; set it to false to use both, or remove lm_head.weight"
+            )
+
+
+def _untied_hint(config: ModelConfig, missing: list[str]) -> str:
+    if HEAD not in missing or config.tied:
+        return ""
+    return " (if the model has no head of its own, set tie_word_embeddings = true in config.json)"
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"

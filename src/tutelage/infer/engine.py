@@ -1,0 +1,144 @@
+"""Generation with a KV cache: many prompts of any lengths side by side, rows leaving as they finish.
+
+Prompts are padded on the right. What padding writes into the cache lies after its row's end, where nothing
+sees it before the row's own tokens replace it; so there is no mask, and a row's tokens are those it gets
+alone.
+
+B rows   T positions   D model dim   V vocabulary
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tutelage.errors import UserError
+from tutelage.infer.sampling import Sampling, sample
+from tutelage.model.cache import KVCache
+from tutelage.model.transformer import Transformer
+
+PREFILL = 512  # positions of a prompt read at a time: bounds the memory for masks and activations
+ROWS = 32  # prompts side by side, unless asked otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the model wrote after a prompt, and why it stopped: a stop token, max_new_tokens or a full
+    context."""
+
+    tokens: list[int]  # without the stop token
+    stop_reason: Literal["stop", "length", "context"]
+    stop_token: int | None = None
+
+
+def generate(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    max_new_tokens: int,
+    stop: set[int],
+    on_token: Callable[[int, int], None] | None = None,
+    rows: int = ROWS,
+) -> list[Completion]:
+    """A completion for each prompt, in order. `on_token(prompt, token)` is called as tokens come.
+
+    At most `rows` prompts are in memory at once, those of like lengths together; neither changes any
+    answer."""
+    _check(model, prompts, max_new_tokens)
+    completions: dict[int, Completion] = {}
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), rows):
+            chunk = order[start : start + rows]
+            for index, token, completion in _decode(model, prompts, chunk, sampling, max_new_tokens, stop):
+                if completion is not None:
+                    completions[index] = completion
+                elif on_token is not None:
+                    on_token(index, token)
+    finally:
+        model.train(training)
+    return [completions[index] for index in range(len(prompts))]
+
+
+def _check(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens: was {max_new_tokens}, wanted at least 1")
+    context = model.config.max_positions
+    for number, prompt in enumerate(prompts, start=1):
+        name = "the prompt" if len(prompts) == 1 else f"prompt {number}"
+        if not prompt:
+            raise UserError(f"{name} is empty; a model needs at least one token to go on from")
+        if len(prompt) >= context:
+            raise UserError(
+                f"{name} has {len(prompt)} tokens, and the model's context holds {context}, "
+                "the answer included; shorten it"
+            )
+
+
+@torch.inference_mode()
+def _decode(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    chunk: list[int],
+    sampling: Sampling,
+    max_new_tokens: int,
+    stop: set[int],
+) -> Iterator[tuple[int, int, Completion | None]]:
+    """(prompt, token, None) for every new token of these prompts, (prompt, -1, completion) where one ends."""
+    parameter = model.head_weight
+    lengths = [len(prompts[index]) for index in chunk]
+    context = model.config.max_positions
+    budgets = {index: min(max_new_tokens, context - len(prompts[index])) for index in chunk}
+    longest = max(len(prompts[index]) + budgets[index] for index in chunk)
+    kv = KVCache(model.config, len(chunk), longest, dtype=parameter.dtype, device=parameter.device)
+    hidden = _prefill(model, [prompts[index] for index in chunk], kv)  # (B, D)
+    generators = sampling.generators(chunk, parameter.device)
+    positions = torch.tensor(lengths, device=parameter.device)  # (B,): where the next token goes
+    written: dict[int, list[int]] = {index: [] for index in chunk}
+    live = chunk
+    while live:
+        tokens = sample(model.unembed(hidden), sampling, generators)  # (B,)
+        kept = []
+        for row, (index, token) in enumerate(zip(live, tokens.tolist(), strict=True)):
+            if token in stop:
+                yield index, -1, Completion(written[index], "stop", token)
+                continue
+            written[index].append(token)
+            yield index, token, None
+            if len(written[index]) < budgets[index]:
+                kept.append(row)
+            else:
+                reason = "length" if budgets[index] == max_new_tokens else "context"
+                yield index, -1, Completion(written[index], reason)
+        if len(kept) < len(live):
+            live, generators = [live[row] for row in kept], [generators[row] for row in kept]
+            rows = torch.tensor(kept, dtype=torch.int64, device=parameter.device)
+            tokens, positions = tokens[rows], positions[rows]
+            kv.keep(rows)
+        if live:
+            hidden = model(tokens[:, None], positions[:, None], kv=kv)[:, 0]  # (B, D)
+            positions = positions + 1
+
+
+def _prefill(model: Transformer, prompts: list[Sequence[int]], kv: KVCache) -> Tensor:
+    """(B, D): the hidden state at the last token of each prompt, with everything before it in the cache."""
+    device = kv.keys.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    width = max(map(len, prompts))
+    tokens = torch.tensor(
+        [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=device
+    )  # (B, T)
+    last: list[Tensor] = []
+    where: list[Tensor] = []
+    for start in range(0, width, PREFILL):
+        positions = torch.arange(start, min(start + PREFILL, width), device=device).expand(len(prompts), -1)
+        hidden = model(tokens[:, start : start + PREFILL], positions, kv=kv)  # (B, <= PREFILL, D)
+        (ending,) = torch.where((lengths > start) & (lengths <= start + PREFILL))
+        last.append(hidden[ending, lengths[ending] - 1 - start])
+        where.append(ending)
+    return torch.cat(last)[torch.cat(where).argsort()]

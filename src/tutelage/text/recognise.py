@@ -1,0 +1,54 @@
+"""Finds the template that a model was trained with, by what the model's own Jinja chat template writes.
+
+Texts are compared, not sources: the same template has been published in many spellings."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from tutelage.text.sandbox import Probe, render_jinja
+from tutelage.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tutelage.text.template import Template
+
+_SYSTEM = {"role": "system", "content": " Answer in verse.\n"}
+_USER = {"role": "user", "content": "  Who are you?\n"}
+_REPLY = {"role": "assistant", "content": "\n A model. "}
+_AGAIN = {"role": "user", "content": "Zażółć\n\ngęślą?"}
+_PROBES = [
+    Probe([_USER], reply=True),  # shows a default system text
+    Probe([_SYSTEM, _USER], reply=True),
+    Probe([_USER, _REPLY, _AGAIN], reply=True),
+    Probe([_SYSTEM, _USER, _REPLY, _AGAIN], reply=True),
+    Probe([_USER, _REPLY], reply=False),
+    Probe([_SYSTEM, _USER, _REPLY], reply=False),
+]
+
+
+def first_that_writes(
+    source: str, templates: Iterable["Template"], tokenizer: Tokenizer
+) -> "Template | None":
+    """The first of the templates that writes what the Jinja template `source` writes."""
+    texts = render_jinja(source, _PROBES, tokenizer)
+    return next((template for template in templates if _writes(template, texts)), None)
+
+
+def _writes(template: "Template", texts: list[str | None]) -> bool:
+    return all(
+        _same(template, probe, text)
+        for probe, text in zip(_PROBES, texts, strict=True)
+        if not _dropped(template, probe)
+    )
+
+
+def _same(template: "Template", probe: Probe, text: str | None) -> bool:
+    if text == template.render(probe.messages, reply=probe.reply).text:
+        return True
+    # some older templates always end by asking for a reply
+    whole = template.render(probe.messages).text + "".join(piece.text for piece in template.file.reply)
+    return not probe.reply and text == whole
+
+
+def _dropped(template: "Template", probe: Probe) -> bool:
+    """Mistral's Jinja writes the system text only where a user message is the very last; ours keeps it."""
+    return template.file.into is not None and probe.messages[0]["role"] == "system" and not probe.reply

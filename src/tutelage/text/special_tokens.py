@@ -1,0 +1,84 @@
+"""Which tokens of a vocabulary are control tokens, from tokenizer.json and the settings files beside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import UserError
+
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+LISTED = ("additional_special_tokens", "extra_special_tokens")
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with special_tokens_map.json and chat_template.jinja where these exist."""
+    settings = _read_json(directory / "tokenizer_config.json")
+    for name, value in _read_json(directory / "special_tokens_map.json").items():
+        settings.setdefault(name, value)
+    template = directory / "chat_template.jinja"
+    if template.is_file():
+        settings["chat_template"] = template.read_text(encoding="utf-8")
+    return settings
+
+
+def complete(vocabulary: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Put into a parsed tokenizer.json the added tokens that only the settings declare, special as they say.
+
+    Transformers does the same on loading; without it ids would differ from its."""
+    added = {token["id"]: token for token in vocabulary.get("added_tokens", [])}
+    for index, token in settings.get("added_tokens_decoder", {}).items():
+        added.setdefault(int(index), {"id": int(index), **_FLAGS, **token})
+    special, model = _special_names(settings), model_ids(vocabulary)
+    for content in special - {token["content"] for token in added.values()}:
+        if content in model:
+            added.setdefault(model[content], {"id": model[content], "content": content, **_FLAGS})
+    for token in added.values():
+        token["special"] = token["special"] or token["content"] in special
+    vocabulary["added_tokens"] = [added[index] for index in sorted(added)]
+
+
+def control_tokens(vocabulary: dict[str, Any]) -> dict[str, int]:
+    """The control tokens of a completed tokenizer.json, with their ids, in the order of these."""
+    return {token["content"]: token["id"] for token in vocabulary["added_tokens"] if token["special"]}
+
+
+def model_ids(vocabulary: dict[str, Any]) -> dict[str, int]:
+    """The ids that the model, without added tokens, knows."""
+    known = vocabulary["model"]["vocab"]
+    return known if isinstance(known, dict) else {token: index for index, (token, _) in enumerate(known)}
+
+
+def content_of(token: Any) -> str | None:
+    """The text of a token as settings write it: a string, or an object with `content`."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def default_template(template: Any) -> str | None:
+    """The chat template of settings that hold one, or a list of named ones."""
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template}
+        return named.get("default")
+    return template
+
+
+_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+
+
+def _special_names(settings: dict[str, Any]) -> set[str]:
+    named = [settings.get(name) for name in NAMED]
+    for key in LISTED:
+        listed = settings.get(key) or []
+        named += listed.values() if isinstance(listed, dict) else listed
+    return {content for token in named if (content := content_of(token)) is not None}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a JSON {type(content).__name__}, an object is wanted")
+    return content

@@ -1,0 +1,162 @@
+"""A model's tokenizer: text to token ids and back, with control tokens kept apart from what people type."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from tutelage.errors import UserError
+from tutelage.text.from_gguf import read_gguf_tokenizer
+from tutelage.text.pieces import Encoded, Piece
+from tutelage.text.special_tokens import (
+    LISTED,
+    NAMED,
+    complete,
+    content_of,
+    control_tokens,
+    default_template,
+    model_ids,
+    read_settings,
+)
+from tutelage.text.twin import OPEN, plain, sentinels, twin_of
+
+_BATCH = 4096  # conversations given to the library at once: enough for its threads, little enough to hold
+
+
+class Tokenizer:
+    """`source` is the text of a tokenizer.json, `settings` what tokenizer_config.json says."""
+
+    def __init__(self, source: str, settings: dict[str, Any]) -> None:
+        self.source = source
+        self.settings = settings
+        vocabulary = json.loads(source)
+        complete(vocabulary, settings)
+        self.control = control_tokens(vocabulary)
+        ids = [*model_ids(vocabulary).values(), *(token["id"] for token in vocabulary["added_tokens"])]
+        self.size = 1 + max(ids, default=-1)
+        self.named = {  # bos_token and its kin, as the settings spell them
+            name: content for name in NAMED if (content := content_of(settings.get(name))) is not None
+        }
+        self.bos, self.eos, self.pad = (self._id_of(name) for name in ("bos_token", "eos_token", "pad_token"))
+        self.chat_template = default_template(settings.get("chat_template"))
+        self.byte_tokens = _byte_tokens(vocabulary)
+        self.fingerprint = _fingerprint(vocabulary)
+        self._reaches_left = any(token["special"] and token["lstrip"] for token in vocabulary["added_tokens"])
+        self._control_ids = frozenset(self.control.values())
+        self._spelled = sentinels(self.control)
+        self._twin = tokenizers.Tokenizer.from_str(json.dumps(twin_of(vocabulary, self.control)))
+
+    @classmethod
+    def load(cls, directory: Path) -> "Tokenizer":
+        """The tokenizer of an HF directory, or the one inside a GGUF file."""
+        directory = Path(directory)
+        if directory.suffix == ".gguf":
+            return cls(*read_gguf_tokenizer(directory))
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise UserError(
+                f"{directory} has no tokenizer.json; "
+                "save one there with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            )
+        return cls(path.read_text(encoding="utf-8"), read_settings(directory))
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str, dict[str, Any]]]:
+        return Tokenizer, (self.source, self.settings)  # the library's object is rebuilt in each process
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of plain text: never a control token, whatever the text says; no BOS, no EOS."""
+        return self._twin.encode(plain(text), add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """`encode` for each text, on all of the library's threads."""
+        cleaned = [plain(text) for text in texts]
+        return [e.ids for e in self._twin.encode_batch_fast(cleaned, add_special_tokens=False)]
+
+    def encode_marked(self, documents: Sequence[Sequence[Piece]]) -> list[Encoded]:
+        """Each document's pieces, joined and tokenized once; a token is what the piece it starts in is."""
+        done: list[Encoded] = []
+        for first in range(0, len(documents), _BATCH):
+            chunk = documents[first : first + _BATCH]
+            spelled = [[self._spell(piece) for piece in pieces] for pieces in chunk]
+            encodings = self._twin.encode_batch(
+                ["".join(texts) for texts in spelled], add_special_tokens=False
+            )
+            for pieces, texts, encoding in zip(chunk, spelled, encodings, strict=True):
+                done.append(self._marked(pieces, texts, encoding))
+        return done
+
+    def decode(self, tokens: Sequence[int], *, skip_control: bool = True) -> str:
+        """The text of tokens, control tokens left out or written as they are spelled."""
+        return self._library.decode(list(tokens), skip_special_tokens=skip_control)
+
+    def token_text(self, token: int) -> str:
+        """One token as the vocabulary spells it, for showing; ids without a token give an empty string."""
+        return self._library.id_to_token(token) or ""
+
+    def is_control(self, token: int) -> bool:
+        return token in self._control_ids
+
+    def save(self, directory: Path, *, chat_template: str | None = None) -> None:
+        """Write the files from which transformers' AutoTokenizer loads this tokenizer.
+
+        They carry `chat_template`, or where none is given the one the model came with, if any."""
+        directory.mkdir(parents=True, exist_ok=True)
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.settings}
+        if chat_template is not None:
+            settings["chat_template"] = chat_template
+        named = {name: self.settings[name] for name in (*NAMED, *LISTED) if self.settings.get(name)}
+        (directory / "tokenizer.json").write_text(self.source, encoding="utf-8")
+        for name, content in (("tokenizer_config.json", settings), ("special_tokens_map.json", named)):
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            (directory / name).write_text(text + "\n", encoding="utf-8")
+
+    @cached_property
+    def _library(self) -> tokenizers.Tokenizer:
+        """The library's tokenizer with control tokens under their own names, for decoding."""
+        vocabulary = json.loads(self.source)
+        complete(vocabulary, self.settings)
+        return tokenizers.Tokenizer.from_str(json.dumps(vocabulary))
+
+    def _spell(self, piece: Piece) -> str:
+        return self._spelled[piece.text] if piece.control else plain(piece.text)
+
+    def _marked(self, pieces: Sequence[Piece], texts: list[str], encoding: tokenizers.Encoding) -> Encoded:
+        if not encoding.ids:
+            return Encoded([], [], [])
+        starts = np.array(encoding.offsets, dtype=np.int64)[:, 0]
+        if self._reaches_left:
+            _move_to_sentinels(starts, encoding.ids, self._control_ids, "".join(texts))
+        ends = np.cumsum([len(text) for text in texts])
+        piece_of = np.searchsorted(ends, starts, side="right")
+        weights = np.array([piece.learned for piece in pieces], dtype=np.float64)[piece_of]
+        roles = np.array([piece.role for piece in pieces])[piece_of]
+        return Encoded(encoding.ids, weights.tolist(), roles.tolist())
+
+    def _id_of(self, name: str) -> int | None:
+        return self.control.get(self.named[name]) if name in self.named else None
+
+
+def _move_to_sentinels(starts: np.ndarray, tokens: list[int], control: frozenset[int], text: str) -> None:
+    """Let control tokens that strip the space on their left start at their sentinels, not in that space."""
+    for place, token in enumerate(tokens):
+        if token in control and text[starts[place] : starts[place] + 1] != OPEN:
+            starts[place] = max(text.find(OPEN, starts[place]), starts[place])
+
+
+def _byte_tokens(vocabulary: dict[str, Any]) -> frozenset[int]:
+    """The tokens `<0x00>` to `<0xFF>` of a vocabulary that spells unknown characters in bytes."""
+    if not vocabulary["model"].get("byte_fallback"):
+        return frozenset()
+    ids = model_ids(vocabulary)
+    return frozenset(ids[name] for name in (f"<0x{byte:02X}>" for byte in range(256)) if name in ids)
+
+
+def _fingerprint(vocabulary: dict[str, Any]) -> str:
+    """A hash of what determines ids: two tokenizers of one fingerprint give the same ids for every text."""
+    parts = [vocabulary.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -15,12 +15,15 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tutelage.data.encode import Chunk
 from tutelage.data.read import Faults
 from tutelage.errors import UserError
+
+if TYPE_CHECKING:
+    from tutelage.data.encode import Chunk
 
 FORMAT = 1
 DEFAULT_DIR = Path("~/.cache/tutelage")
@@ -110,7 +113,11 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _publish(aside: Path, directory: Path) -> None:
-    """Rename into place; another process may have been first, with the same content."""
+    """Rename into place. Another process may have been first with the same content; a damaged shard yields."""
+    if directory.exists() and open_shard(directory, "") is None:
+        damaged = aside.with_suffix(".damaged")
+        directory.rename(damaged)
+        shutil.rmtree(damaged)
     try:
         aside.rename(directory)
     except OSError as error:

@@ -77,7 +77,7 @@ def cut(
     if faults.count:
         first = [named.split(": ", 1)[0] for named in faults.named[:_IDS_NAMED]]
         report.cuts.append(Cut("bad rows skipped", faults.count, 0, first))
-    store = _drop(store, store.lengths < 2, "dropped, fewer than two tokens: nothing to predict", report)
+    store = _drop(store, store.lengths < 2, "dropped, too short to predict anything", report)
     store = _drop(store, store.learned() == 0, "dropped, nothing to learn", report)
     store = _fit(store, max_seq_len, too_long, report)
     report.learned = int(store.learned().sum())

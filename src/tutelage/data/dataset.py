@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tutelage
 from tutelage.data.cache import DEFAULT_DIR, Shard, content_key, open_shard, write_shard
 from tutelage.data.cut import TooLong, cut, refuse_unmasked
-from tutelage.data.encode import encode_rows
+from tutelage.data.encode import Encoder, encode_rows
 from tutelage.data.read import Faults, Rows, Source, parse_sources, scan
 from tutelage.data.store import SampleStore
 from tutelage.errors import UserError
-from tutelage.text.template import Template
-from tutelage.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tutelage.text.template import Template
+    from tutelage.text.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]  # rows encoded, rows in all
 
@@ -88,9 +91,11 @@ def encode_paths(
         raise UserError(
             f"conversations need a template; give --template_config, or only text: --{split}_data_paths"
         )
+    if template is not None:
+        template.check(tokenizer)
+    encoder = Encoder(template, tokenizer)
     places = [
-        (cache_dir or DEFAULT_DIR).expanduser()
-        / content_key(source.path, source.kind, amount, skip_bad_rows, *_origin(source, template, tokenizer))
+        (cache_dir or DEFAULT_DIR).expanduser() / _key(source, amount, skip_bad_rows, encoder)
         for source, amount in zip(sources, amounts, strict=True)
     ]
     shards = [open_shard(place, source.kind) for place, source in zip(places, sources, strict=True)]
@@ -103,28 +108,26 @@ def encode_paths(
     for at, rows in missing.items():
         rows = rows.sample(amounts[at], flag)
         log(f"encoding {len(rows):,} rows of {sources[at].path}")
-        shards[at] = _encode(rows, places[at], template, tokenizer, skip_bad_rows, workers, progress)
+        shards[at] = _encode(rows, places[at], encoder, skip_bad_rows, workers, progress)
     return _together([shard for shard in shards if shard is not None])
 
 
-def _origin(source: Source, template: Template | None, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """What besides the file determines its encoding."""
-    rendering = template.fingerprint if template is not None and source.kind == "jsonl" else ""
-    return tutelage.__version__, tokenizer.fingerprint, rendering
+def _key(source: Source, amount: float, skip_bad_rows: bool, encoder: Encoder) -> str:
+    origin = encoder.origin(source.kind)
+    return content_key(source.path, tutelage.__version__, source.kind, amount, skip_bad_rows, *origin)
 
 
 def _encode(
     rows: Rows,
     place: Path,
-    template: Template | None,
-    tokenizer: Tokenizer,
+    encoder: Encoder,
     skip_bad_rows: bool,
     workers: int,
     progress: Progress | None,
 ) -> Shard:
     def counted():
         done = 0
-        for chunk in encode_rows(rows, template, tokenizer, workers=workers):
+        for chunk in encode_rows(rows, encoder, workers=workers):
             yield chunk
             done += chunk.read
             if progress is not None:

@@ -3,25 +3,34 @@
 Importing this stays free of torch: every process that encodes does it.
 """
 
+from __future__ import annotations
+
+import json
 import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tutelage.data.read import Faults, Rows, Source, load_rows
 from tutelage.errors import UserError
 from tutelage.text.roles import ROLE_IDS
-from tutelage.text.template import Template
-from tutelage.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tutelage.text.template import Template
+    from tutelage.text.tokenizer import Tokenizer
 
 CHUNK = 128  # rows a process encodes at a time
-_FEW = 1024  # rows that are encoded before another process would have started
+FEW = 1024  # rows that are encoded before another process would have started
+Row = tuple[int, Any]  # its line, and the messages or the text in it
+Document = tuple[Sequence[int], Sequence[float] | np.ndarray, Sequence[int] | np.ndarray]
 
 
 @dataclass(slots=True)
@@ -37,25 +46,83 @@ class Chunk:
     read: int  # rows, the refused among them
 
 
-def encode_rows(
-    rows: Rows, template: Template | None, tokenizer: Tokenizer, *, workers: int
-) -> Iterator[Chunk]:
+class Encoder:
+    """What turns rows into tokens, sent to every process once. Rows of text need no template."""
+
+    def __init__(self, template: Template | None, tokenizer: Tokenizer) -> None:
+        self.template = template
+        self.tokenizer = tokenizer
+
+    def origin(self, kind: str) -> list[object]:
+        """What determines the tokens of a row of this kind."""
+        if kind == "text":
+            return [self.tokenizer.fingerprint, self.frame]
+        assert self.template is not None
+        return [self.tokenizer.fingerprint, repr(self.template.file)]
+
+    @cached_property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """What stands before and after a line of text: BOS if the tokenizer begins texts with it; EOS."""
+        bos, eos = self.tokenizer.bos, self.tokenizer.eos
+        before = [bos] if bos is not None and _adds_bos(self.tokenizer) else []
+        return before, [] if eos is None else [eos]
+
+    def chunk(self, source: Source, lines: np.ndarray, offsets: np.ndarray) -> Chunk:
+        """The rows that begin at `offsets`, encoded."""
+        rows, faults = list(zip(lines.tolist(), load_rows(source, offsets), strict=True)), Faults()
+        if source.kind == "text":
+            documents = self._texts([row for _, row in rows])
+        else:
+            rows, documents = self._chats(source, rows, faults)
+        tokens, weights, roles = zip(*documents, strict=True) if documents else ((), (), ())
+        return Chunk(
+            lines=np.array([line for line, _ in rows], np.int64),
+            lengths=np.array([len(each) for each in tokens], np.int64),
+            tokens=_end_to_end(tokens, np.uint32),
+            weights=_end_to_end(weights, np.float32),
+            roles=_end_to_end(roles, np.uint8),
+            faults=faults,
+            read=len(lines),
+        )
+
+    def _texts(self, texts: list[str]) -> list[Document]:
+        before, after = self.frame
+        documents = [[*before, *tokens, *after] for tokens in self.tokenizer.encode_batch(texts)]
+        return [(each, np.ones(len(each)), np.full(len(each), ROLE_IDS["other"])) for each in documents]
+
+    def _chats(self, source: Source, rows: list[Row], faults: Faults) -> tuple[list[Row], list[Document]]:
+        """The rows this template can render, and their documents; a role it has no form for is a fault."""
+        assert self.template is not None
+        kept = []
+        for line, messages in rows:
+            fault = self.template.fault(messages)
+            if fault is None:
+                kept.append((line, messages))
+            else:
+                faults.add(source.path, line, fault)
+        encoded = self.template.encode_batch([messages for _, messages in kept], self.tokenizer)
+        return kept, [(each.tokens, each.weights, each.roles) for each in encoded]
+
+
+def encode_rows(rows: Rows, encoder: Encoder, *, workers: int) -> Iterator[Chunk]:
     """The rows, encoded, in chunks and in order; the same whatever the number of workers."""
-    tasks = [slice(start, start + CHUNK) for start in range(0, len(rows), CHUNK)]
-    if workers <= 1 or len(rows) <= _FEW:
-        for task in tasks:
-            yield _encode(rows.source, rows.lines[task], rows.offsets[task], template, tokenizer)
+    tasks = [
+        (rows.source, rows.lines[at : at + CHUNK], rows.offsets[at : at + CHUNK])
+        for at in range(0, len(rows), CHUNK)
+    ]
+    if workers <= 1 or len(rows) <= FEW:
+        yield from (encoder.chunk(*task) for task in tasks)
         return
     pool = ProcessPoolExecutor(
-        min(workers, len(tasks)),
+        workers,
         mp_context=multiprocessing.get_context("spawn"),  # a fork would inherit the locks of torch's threads
         initializer=_start_worker,
-        initargs=(template, tokenizer),
+        initargs=(encoder,),
     )
     pending: deque[Future[Chunk]] = deque()
     try:
         for task in tasks:
-            pending.append(pool.submit(_work, rows.source, rows.lines[task], rows.offsets[task]))
+            pending.append(pool.submit(_work, *task))
             if len(pending) > 4 * workers:  # bounds what waits in memory
                 yield pending.popleft().result()
         while pending:
@@ -68,54 +135,33 @@ def encode_rows(
         pool.shutdown(cancel_futures=True)
 
 
-def encode_text(text: str, tokenizer: Tokenizer) -> list[int]:
-    """A line of plain text as one document: BOS if the tokenizer begins texts with it, the text, EOS."""
-    start = [tokenizer.bos] if tokenizer.adds_bos and tokenizer.bos is not None else []
-    end = [] if tokenizer.eos is None else [tokenizer.eos]
-    return start + tokenizer.encode(text) + end
+def _adds_bos(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer's own files put BOS before every text."""
+    said = tokenizer.settings.get("add_bos_token")
+    if said is not None:
+        return bool(said)
+    processor = json.loads(tokenizer.source).get("post_processor") or {}
+    for step in processor.get("processors", [processor]):
+        first = (step.get("single") or [{}])[0].get("SpecialToken")
+        if first is not None:
+            return tokenizer.control.get(first["id"]) == tokenizer.bos
+    return False
 
 
-def _encode(source: Source, lines, offsets, template: Template | None, tokenizer: Tokenizer) -> Chunk:
-    kept, encoded, faults = [], [], Faults()
-    for line, row in zip(lines.tolist(), load_rows(source, offsets), strict=True):
-        if source.kind == "text":
-            tokens = encode_text(row, tokenizer)
-            encoded.append((tokens, np.ones(len(tokens)), np.full(len(tokens), ROLE_IDS["other"])))
-        else:
-            assert template is not None
-            try:
-                chat = template.encode(row, tokenizer)
-            except ValueError as error:  # an order of roles, say, that this template does not know
-                faults.add(source.path, line, str(error))
-                continue
-            encoded.append((chat.tokens, chat.weights, chat.roles))
-        kept.append(line)
-    tokens, weights, roles = zip(*encoded, strict=True) if encoded else ((), (), ())
-    return Chunk(
-        lines=np.array(kept, np.int64),
-        lengths=np.array([len(each) for each in tokens], np.int64),
-        tokens=_end_to_end(tokens, np.uint32),
-        weights=_end_to_end(weights, np.float32),
-        roles=_end_to_end(roles, np.uint8),
-        faults=faults,
-        read=len(lines),
-    )
-
-
-def _end_to_end(lists, dtype) -> np.ndarray:
+def _end_to_end(lists: Iterable[Sequence[float] | np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([np.asarray(values, dtype) for values in lists] or [np.zeros(0, dtype)])
 
 
-_worker: tuple[Template | None, Tokenizer] | None = None  # what every task of a process needs, sent once
+_encoder: Encoder | None = None  # of this process, where it is a worker
 
 
-def _start_worker(template: Template | None, tokenizer: Tokenizer) -> None:
-    global _worker
+def _start_worker(encoder: Encoder) -> None:
+    global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops this process
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker = template, tokenizer
+    _encoder = encoder
 
 
 def _work(source: Source, lines: np.ndarray, offsets: np.ndarray) -> Chunk:
-    assert _worker is not None
-    return _encode(source, lines, offsets, *_worker)
+    assert _encoder is not None
+    return _encoder.chunk(source, lines, offsets)

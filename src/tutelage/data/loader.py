@@ -23,6 +23,7 @@ from tutelage.errors import UserError
 WINDOW = 10_000  # documents packed together: enough to fill rows, too few to sort an epoch by length
 _ROWS_A_WINDOW = 256  # at least, so that the one row left half empty weighs under half a percent
 ROUND = 64  # widths of unpacked micro-batches are multiples of it, so that kernels meet few shapes
+_FILLERS = 256  # short documents, to fill the rows of `longest`
 _PLANS_KEPT = 2  # this epoch's and, prefetching, the next one's
 
 Row = list[int]  # numbers of the samples laid in one row
@@ -127,8 +128,9 @@ class Loader:
         """As much as a step can ever hold at once: the fullest micro-batch, twice if gradients accumulate."""
         order = np.argsort(-self._positions, kind="stable")
         if self._packed:
-            room = 2 * self._rows * self._length  # the longest documents, enough of them to fill the rows
-            chosen = order[: 1 + np.searchsorted(np.cumsum(self._positions[order]), room)]
+            room = 2 * self._rows * self._length  # for the longest documents; the shortest fill what is left
+            most = 1 + int(np.searchsorted(np.cumsum(self._positions[order]), room))
+            chosen = np.concatenate([order[:most], order[most:][-_FILLERS:]])
             bins = [chosen[row].tolist() for row in best_fit(self._positions[chosen], self._length)]
             micro = sorted(bins, key=lambda row: -self._positions[row].sum())[: self._rows]
         else:

@@ -42,6 +42,12 @@ class Lesson:
             raise ValueError(f"lr: was {self.lr}, wanted more than 0\nbetas: so are these")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Advanced(Lesson):
+    lr: float = 1e-2
+    train_steps: int = 5  # noqa: E501  no more than needed
+
+
 def settings(*words: str, **options) -> Lesson:
     return load("sft", Lesson, ["--ckpt_paths", "m", *words], **options)
 
@@ -267,7 +273,7 @@ def test_help_shows_meaning_choices_and_defaults_in_groups(monkeypatch):
     lines = help_text("sft", Lesson, "Fine-tune.\n\n    tutelage sft --ckpt_paths m").splitlines()
     text = " ".join(word for line in lines for word in line.strip("│ ").split())
     for expected in (
-        "usage: tutelage sft [-h] [OPTIONS]",
+        "usage: tutelage sft [--config FILE] [--flag value ...]",
         "tutelage sft --ckpt_paths m",
         "--config FILE settings from YAML; flags override them",
         "--print_config print every setting as YAML and stop",
@@ -287,3 +293,11 @@ def test_help_shows_meaning_choices_and_defaults_in_groups(monkeypatch):
         < text.index("how it learns options")
     )
     assert max(map(len, lines)) <= 100
+
+
+def test_a_subclass_explains_only_what_it_changes():
+    text = " ".join(help_text("sft", Advanced, "").split())
+    assert "the highest one (default: 0.01)" in text
+    assert "no more than needed (default: 5)" in text
+    assert text.index("how it learns") < text.index("--lr ")
+    assert "stage options" not in text

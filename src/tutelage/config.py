@@ -101,16 +101,17 @@ def help_text(stage: str, config_class: type, intro: str) -> str:
     with contextlib.redirect_stdout(capture), contextlib.suppress(SystemExit):
         tyro.cli(
             dataclasses.make_dataclass("Shell", [*nested, *_shared_options()]),
-            prog=f"tutelage {stage}",
-            description=intro,
             args=["--help"],
             use_underscores=True,
         )
     capture.seek(0)
     text = capture.read()
+    text = text[
+        text.index("\u256d") :
+    ]  # from the first box on: tyro would run the lines of the intro together
     for name in groups:
         text = text.replace(f" {name} options ", f" {name.replace('_', ' ')} options ")
-    return text
+    return f"usage: tutelage {stage} [--config FILE] [--flag value ...]\n\n{intro.strip()}\n\n{text}"
 
 
 def dump(config: Any) -> str:

@@ -30,7 +30,9 @@ def field_notes(config_class: type) -> dict[str, Note]:
     notes: dict[str, Note] = {}
     for parent in reversed(config_class.__mro__):
         if dataclasses.is_dataclass(parent):
-            notes.update(_notes_of_one(parent))
+            for name, note in _notes_of_one(parent).items():
+                known = notes.get(name, Note())  # a new default in a subclass need not repeat what it means
+                notes[name] = Note(note.text or known.text, note.group or known.group)
     return notes
 
 

@@ -1,0 +1,179 @@
+"""Complete prompts: one answer to each, in order, and nothing else on standard output.
+
+    tutelage generate MODEL --prompt "What is the capital of France?"
+    tutelage generate MODEL --input questions.jsonl --output answers.jsonl
+    tutelage generate MODEL --raw --prompt "Once upon a time"
+
+MODEL is a Hugging Face directory, a run's --output_dir, a hub id or a GGUF file. A line of a file holds
+{"prompt": "..."} or {"messages": [...]} that end with the user's. Answers are greedy unless --temperature
+is above 0; then each prompt has a seed of its own, and its answer does not depend on the others.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tutelage.errors import UserError
+from tutelage.recipes.inference import InferenceConfig, load_text, load_weights, model_path, sampling_of
+
+if TYPE_CHECKING:
+    from tutelage.text.template import Template
+    from tutelage.text.tokenizer import Tokenizer
+
+_SHOWN = 10  # bad rows told at once
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateConfig(InferenceConfig):
+    # Prompts
+    prompt: tuple[str, ...] = ()  # one or several
+    input: Path | None = None  # JSON lines, each with prompt or messages
+    output: Path | None = None  # JSON lines: the input and the answers, instead of standard output
+    system: str | None = None  # a system message before every prompt
+    raw: bool = False  # take prompts as they are, without the chat template
+    batch_size: int = 16  # prompts side by side
+
+    def __post_init__(self) -> None:
+        InferenceConfig.__post_init__(self)
+        problems = []
+        if bool(self.prompt) == (self.input is not None):
+            problems.append("give either prompt or input")
+        if self.raw and (self.system is not None or self.template_config is not None):
+            problems.append(
+                "raw prompts have no template, so system and template_config have no place in them"
+            )
+        if self.batch_size < 1:
+            problems.append(f"batch_size is {self.batch_size}, must be at least 1")
+        if self.output is not None and self.output == self.input:
+            problems.append("output would overwrite input")
+        if problems:
+            raise UserError("\n  ".join(problems))
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A record of the input, and the tokens it makes."""
+
+    record: dict[str, Any]
+    tokens: list[int]
+
+
+def run(config: GenerateConfig) -> None:
+    """Check every prompt, then load the weights, then answer batch by batch."""
+    from tutelage.infer.chat import stop_tokens
+    from tutelage.infer.engine import generate
+
+    tokenizer, template = load_text(config, raw=config.raw)
+    requests = _requests(config, tokenizer, template)
+    output = _open(config.output)
+    model = load_weights(config)
+    sampling, stop = sampling_of(config), stop_tokens(model, tokenizer, template)
+    for start in range(0, len(requests), config.batch_size):
+        batch = requests[start : start + config.batch_size]
+        completions = generate(
+            model,
+            [request.tokens for request in batch],
+            replace(sampling, seed=sampling.seed + start),  # so that the batch size changes no answer
+            max_new_tokens=config.max_new_tokens,
+            stop=stop,
+            rows=config.batch_size,
+        )
+        for request, completion in zip(batch, completions, strict=True):
+            text = tokenizer.decode(completion.tokens)
+            line = text if output is None else json.dumps(_answered(request.record, text), ensure_ascii=False)
+            print(line, file=output or sys.stdout, flush=True)
+    if output is not None:
+        output.close()
+        print(f"{config.output}: {len(requests)} answers", file=sys.stderr)
+
+
+def _requests(config: GenerateConfig, tokenizer: Tokenizer, template: Template | None) -> list[_Request]:
+    """Every prompt as tokens; what cannot be one is refused, the first ten at once."""
+    from tutelage.checkpoint.hf import load_config
+    from tutelage.data.encode import Encoder
+
+    context = load_config(model_path(config.ckpt_paths[0])).max_positions
+    before = Encoder(template, tokenizer).frame[0]
+    requests: list[_Request] = []
+    faults: list[str] = []
+    for where, record in _records(config, faults):
+        fault = _fault(record, config, template)
+        if fault is None and template is None:
+            tokens = [*before, *tokenizer.encode(record["prompt"])]
+        elif fault is None and template is not None:
+            tokens = template.encode(_messages(record, config), tokenizer, reply=True).tokens
+        else:
+            tokens = []
+        if fault is None and not tokens:
+            fault = "the prompt is empty; a model needs at least one token to go on from"
+        if fault is None and len(tokens) >= context:
+            fault = f"{len(tokens)} tokens, and the model's context holds {context}, the answer included"
+        if fault is None:
+            requests.append(_Request(record, tokens))
+        else:
+            faults.append(f"{where}: {fault}")
+    if faults:
+        more = [f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+        raise UserError("\n".join([f"{len(faults)} prompts cannot be used", *faults[:_SHOWN], *more]))
+    return requests
+
+
+def _records(config: GenerateConfig, faults: list[str]) -> list[tuple[str, Any]]:
+    """(where it stands, record) for every prompt; lines that are no JSON go to `faults`."""
+    if config.input is None:
+        return [(f"prompt {number}", {"prompt": text}) for number, text in enumerate(config.prompt, start=1)]
+    try:
+        lines = config.input.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(
+            f"input: cannot read {config.input}: {(error.strerror or str(error)).lower()}"
+        ) from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        where = f"{config.input}:{number}"
+        if line.strip():
+            try:
+                records.append((where, json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                faults.append(f"{where}: not JSON: {error}")
+    if not records and not faults:
+        raise UserError(f"{config.input} holds no prompts")
+    return records
+
+
+def _fault(record: Any, config: GenerateConfig, template: Template | None) -> str | None:
+    """What is wrong with a record, in a few words, or None."""
+    if not isinstance(record, dict) or ("prompt" in record) == ("messages" in record):
+        return 'not an object with either "prompt" or "messages"'
+    if "prompt" in record:
+        return None if isinstance(record["prompt"], str) else "prompt is not a string"
+    if template is None:
+        return "messages need a chat template, and --raw takes prompts as they are"
+    fault = template.fault(record["messages"], answered=False)
+    if fault is None and config.system and record["messages"][0]["role"] == "system":
+        return "messages begin with a system message, and --system is given too"
+    return fault
+
+
+def _messages(record: dict[str, Any], config: GenerateConfig) -> list[dict[str, str]]:
+    messages = record.get("messages") or [{"role": "user", "content": record["prompt"]}]
+    return [{"role": "system", "content": config.system}, *messages] if config.system else messages
+
+
+def _answered(record: dict[str, Any], text: str) -> dict[str, Any]:
+    """The record with the answer: as one more message, or beside its prompt."""
+    if "messages" in record:
+        return record | {"messages": [*record["messages"], {"role": "assistant", "content": text}]}
+    return record | {"completion": text}
+
+
+def _open(path: Path | None) -> TextIO | None:
+    """The file for the answers, opened before weights load: a folder that is missing shows at once."""
+    try:
+        return None if path is None else path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"output: cannot write {path}: {(error.strerror or str(error)).lower()}") from error

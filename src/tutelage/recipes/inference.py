@@ -1,0 +1,112 @@
+"""What `chat` and `generate` share: their settings, and a model ready to answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tutelage.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from tutelage.infer.sampling import Sampling
+    from tutelage.model.transformer import Transformer
+    from tutelage.text.template import Template
+    from tutelage.text.tokenizer import Tokenizer
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InferenceConfig:
+    # Model
+    ckpt_paths: tuple[str, ...]  # an HF directory, a run's --output_dir, a hub id or a .gguf file
+    template_config: str | None = None  # chat template: a built-in name or a file; default: the model's own
+    precision: Precision = "auto"  # of weights and arithmetic; auto: as stored, but never fp16 on CPU
+    device: str = "auto"  # cuda, cpu, or auto: cuda where there is one
+
+    # Sampling
+    temperature: float = 0.0  # 0: always the likeliest token
+    top_k: int = 0  # draw among the k likeliest tokens only; 0: among all
+    top_p: float = 1.0  # draw among the likeliest tokens that together have this probability
+    max_new_tokens: int = 512
+    seed: int = 1234
+
+    def __post_init__(self) -> None:
+        problems = []
+        if len(self.ckpt_paths) != 1:
+            problems.append(f"ckpt_paths names {len(self.ckpt_paths)} models, one is wanted")
+        if not 0 <= self.temperature < float("inf"):
+            problems.append(f"temperature is {self.temperature}, must be 0 (greedy) or more")
+        if self.top_k < 0:
+            problems.append(f"top_k is {self.top_k}, must be 0 (no limit) or more")
+        if not 0 < self.top_p <= 1:
+            problems.append(f"top_p is {self.top_p}, must be above 0 and at most 1 (no limit)")
+        if self.max_new_tokens < 1:
+            problems.append(f"max_new_tokens is {self.max_new_tokens}, must be at least 1")
+        if problems:
+            raise UserError("\n  ".join(problems))
+
+
+def sampling_of(config: InferenceConfig) -> Sampling:
+    """The sampler that the settings describe."""
+    from tutelage.infer.sampling import Sampling
+
+    return Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, seed=config.seed)
+
+
+def model_path(name: str) -> Path:
+    """Where the model called `name` lies; of a run's directory, its result."""
+    from tutelage.checkpoint.hub import local_path
+
+    path = local_path(name)
+    is_run = path.is_dir() and (path / "checkpoints").is_dir() and not (path / "config.json").exists()
+    if is_run and not (path / "model" / "config.json").exists():
+        raise UserError(f"{path} is a run without a result; end it with the same command and --resume")
+    return path / "model" if (path / "model" / "config.json").exists() else path
+
+
+def load_text(config: InferenceConfig, *, raw: bool = False) -> tuple[Tokenizer, Template | None]:
+    """The tokenizer and the template, None if prompts are `raw`; mistakes show before weights load."""
+    from tutelage.checkpoint.hf import find_gguf
+    from tutelage.text.template import Template
+    from tutelage.text.tokenizer import Tokenizer
+
+    path = model_path(config.ckpt_paths[0])
+    tokenizer = Tokenizer.load(find_gguf(path) or path)
+    if raw:
+        return tokenizer, None
+    name = config.template_config
+    template = Template.load(name) if name else Template.recognise(tokenizer)
+    template.check(tokenizer)
+    return tokenizer, template
+
+
+def load_weights(config: InferenceConfig) -> Transformer:
+    """The model on its device, in the precision that the settings ask for."""
+    import torch
+
+    from tutelage.checkpoint.hf import load_model
+
+    device = _device(config.device)
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    model = load_model(model_path(config.ckpt_paths[0]), dtype=dtypes.get(config.precision), device=device)
+    if config.precision == "auto" and device.type == "cpu" and model.head_weight.dtype == torch.float16:
+        model = model.float()  # CPUs compute in fp16 many times slower
+    return model.eval()
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name} is no device: cuda, cuda:1, cpu or auto") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name} was asked for, but torch sees no GPU; --device cpu does without one")
+    return device

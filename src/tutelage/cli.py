@@ -44,7 +44,7 @@ COMMANDS = {
     "pretrain": Command("pretrain", "PretrainConfig", "train a new model on plain text"),
     "sft": Command("sft", "SFTConfig", "fine-tune a model on conversations"),
     "data show": Command(
-        "data", "DataShowConfig", "print samples in colour: what is learned and what is not"
+        "data_show", "DataShowConfig", "print samples in colour: what is learned and what is not"
     ),
     "chat": Command("chat", "ChatConfig", "talk to a model", positional="ckpt_paths"),
     "generate": Command(

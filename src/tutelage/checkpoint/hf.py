@@ -217,7 +217,7 @@ def _room_for(size: int, directory: Path) -> Iterator[None]:
     free = shutil.disk_usage(directory).free
     if free < size:
         raise UserError(
-            f"{directory}: the model takes {size / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB left; "
+            f"{directory}: the model takes {_readable(size)} and the disk has {_readable(free)} left; "
             "free some or choose another place"
         )
     try:
@@ -227,3 +227,7 @@ def _room_for(size: int, directory: Path) -> Iterator[None]:
         if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
             raise UserError(f"{directory}: the disk became full while the model was written") from error
         raise
+
+
+def _readable(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"

@@ -15,7 +15,7 @@ from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-PIECE = 8 * 2**20  # elements read at a time
+PIECE = 4 * 2**20  # elements read at a time
 _SHOWN = 5  # names per kind of problem
 
 

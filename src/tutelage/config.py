@@ -105,10 +105,8 @@ def help_text(stage: str, config_class: type, intro: str) -> str:
             use_underscores=True,
         )
     capture.seek(0)
-    text = capture.read()
-    text = text[
-        text.index("\u256d") :
-    ]  # from the first box on: tyro would run the lines of the intro together
+    _, corner, boxes = capture.read().partition("\u256d")  # tyro's own head is dropped: ours has the intro
+    text = corner + boxes
     for name in groups:
         text = text.replace(f" {name} options ", f" {name.replace('_', ' ')} options ")
     return f"usage: tutelage {stage} [--config FILE] [--flag value ...]\n\n{intro.strip()}\n\n{text}"

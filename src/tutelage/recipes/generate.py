@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -122,27 +123,28 @@ def _requests(config: GenerateConfig, tokenizer: Tokenizer, template: Template |
     return requests
 
 
-def _records(config: GenerateConfig, faults: list[str]) -> list[tuple[str, Any]]:
-    """(where it stands, record) for every prompt; lines that are no JSON go to `faults`."""
+def _records(config: GenerateConfig, faults: list[str]) -> Iterator[tuple[str, Any]]:
+    """(where it stands, record) for every prompt, in order; lines that are no JSON go to `faults`."""
     if config.input is None:
-        return [(f"prompt {number}", {"prompt": text}) for number, text in enumerate(config.prompt, start=1)]
+        yield from (
+            (f"prompt {number}", {"prompt": text}) for number, text in enumerate(config.prompt, start=1)
+        )
+        return
     try:
         lines = config.input.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(
             f"input: cannot read {config.input}: {(error.strerror or str(error)).lower()}"
         ) from error
-    records = []
+    if not any(line.strip() for line in lines):
+        raise UserError(f"input: {config.input} holds no prompts")
     for number, line in enumerate(lines, start=1):
         where = f"{config.input}:{number}"
-        if line.strip():
-            try:
-                records.append((where, json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                faults.append(f"{where}: not JSON: {error}")
-    if not records and not faults:
-        raise UserError(f"{config.input} holds no prompts")
-    return records
+        try:
+            if line.strip():
+                yield where, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            faults.append(f"{where}: not JSON: {error}")
 
 
 def _fault(record: Any, config: GenerateConfig, template: Template | None) -> str | None:

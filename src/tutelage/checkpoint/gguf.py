@@ -4,6 +4,7 @@ H heads   C head dim
 """
 
 import json
+import re
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -158,12 +159,11 @@ def _header(path: Path) -> Header:
 
 def _hf_name(name: str) -> str:
     """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; an unknown name stays itself."""
-    stem, _, suffix = name.rpartition(".")
-    prefix = ""
-    if stem.startswith("blk."):
-        _, layer, stem = stem.split(".", 2)
-        prefix = f"model.layers.{layer}."
-    return f"{prefix}{_NAMES[stem]}.{suffix}" if stem in _NAMES else name
+    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(\w+)", name)
+    if match is None or match[2] not in _NAMES:
+        return name
+    prefix = "" if match[1] is None else f"model.layers.{match[1]}."
+    return f"{prefix}{_NAMES[match[2]]}.{match[3]}"
 
 
 def _embedding(header: Header) -> Stored:

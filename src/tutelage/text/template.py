@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import UserError
-from tutelage.text.messages import message_faults
+from tutelage.text.messages import message_faults, with_article
 from tutelage.text.pieces import Encoded, Piece, Rendered
 from tutelage.text.recognise import first_that_writes
 from tutelage.text.roles import ROLE_IDS
@@ -65,7 +65,8 @@ class Template:
         """The conversation as text; with `reply`, up to where the assistant's next words begin."""
         fault = self.fault(messages, answered=False)
         if fault is None and reply and messages[-1]["role"] not in ("user", "tool"):
-            fault = f"a reply is asked for after a {messages[-1]['role']} message; user or tool is wanted"
+            last = with_article(messages[-1]["role"])
+            fault = f"a reply is asked for after {last} message; user or tool is wanted"
         if fault is not None:
             raise UserError(f"this conversation cannot be rendered: {fault}")
         return Rendered(self._pieces(messages, reply))

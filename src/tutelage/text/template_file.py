@@ -77,7 +77,7 @@ _STRING, _OPTIONAL, _STRINGS, _FLAG, _SECTION = (
     "a string or null",
     "a list of strings",
     "true or false",
-    "keys",
+    "a section of keys",
 )
 _TURN_KEYS = {"start": _STRING, "lead": _STRING, "end": _STRING, "after": _STRING, "strip": _FLAG}
 _RUN_KEYS = {"open": _STRING, "close": _STRING}
@@ -157,7 +157,7 @@ class _Reader:
         """Refuse keys that nobody reads, and values of another type."""
         for key, value in section.items():
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+                near = difflib.get_close_matches(str(key), known, n=1)
                 hint = f"did you mean {where}{near[0]}?" if near else f"known are {', '.join(known)}"
                 raise UserError(f"{self.path}: {where}{key}: no such key, {hint}")
             if not _is(value, known[key]):

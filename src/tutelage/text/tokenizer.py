@@ -63,7 +63,11 @@ class Tokenizer:
                 f"{directory} has no tokenizer.json; "
                 "save one there with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             )
-        return cls(path.read_text(encoding="utf-8"), read_settings(directory))
+        settings = read_settings(directory)
+        try:
+            return cls(path.read_text(encoding="utf-8"), settings)
+        except Exception as error:  # the library raises plain Exception for what it cannot read
+            raise UserError(f"{path} is not a tokenizer that can be read: {error}") from error
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str, dict[str, Any]]]:
         return Tokenizer, (self.source, self.settings)  # the library's object is rebuilt in each process

@@ -1,0 +1,174 @@
+"""Templates: what is learned, whose words are whose, and that a message cannot pose as control."""
+
+import pytest
+from conversations import CHAT, conversations, say
+from official import SOURCE_OF, tokenizer
+
+from tutelage.errors import UserError
+from tutelage.text.roles import ROLES
+from tutelage.text.template import Template
+from tutelage.text.template_file import BUILT_INS, built_in_names
+
+NAME_IT = (
+    "name the template the model was trained with by --template_config: "
+    f"one of {', '.join(built_in_names())}, or the path of a YAML file"
+)
+
+
+def parts(template: str, source: str, messages) -> list[tuple[str, str, float]]:
+    """The tokens as (text, role, weight)."""
+    encoded = Template.load(template).encode(messages, tokenizer(source))
+    texts = [tokenizer(source).token_text(token) for token in encoded.tokens]
+    return list(zip(texts, [ROLES[role] for role in encoded.roles], encoded.weights, strict=True))
+
+
+def test_roles_and_weights_of_llama3_token_by_token():
+    other = [("<|start_header_id|>", "other", 0.0), ("<|end_header_id|>", "other", 0.0), ("ĊĊ", "other", 0.0)]
+
+    def header(role: str) -> list[tuple[str, str, float]]:
+        return [other[0], (role, "other", 0.0), *other[1:]]
+
+    assert parts("llama3_instruct", "llama3", CHAT) == [
+        ("<|begin_of_text|>", "other", 0.0),
+        *header("system"),
+        *[(text, "system", 0.0) for text in ("Be", "Ġbrief", ".", "<|eot_id|>")],
+        *header("user"),
+        *[(text, "user", 0.0) for text in ("Hi", "Ġthere", "<|eot_id|>")],
+        *header("assistant"),
+        *[(text, "assistant", 1.0) for text in ("Hello", "!", "<|eot_id|>")],
+    ]
+
+
+def test_roles_and_weights_of_mistral_token_by_token():
+    """The space before a word is part of its token, so the word's role reaches back to it."""
+    assert parts("mistral_instruct", "mistral_v3", CHAT) == [
+        ("<s>", "other", 0.0),
+        ("[INST]", "other", 0.0),
+        *[(text, "system", 0.0) for text in ("▁Be", "▁brief", ".", "<0x0A>", "<0x0A>")],
+        *[(text, "user", 0.0) for text in ("Hi", "▁there", "[/INST]")],
+        *[(text, "assistant", 1.0) for text in ("▁Hello", "!", "</s>")],
+    ]
+
+
+def test_roles_and_weights_of_chatml_token_by_token():
+    """The default system text is the system's; the line break after a turn is nobody's."""
+    found = parts("smollm2", "smollm2", say("user: Hi", "assistant: "))
+    assert found[:3] == [("<|im_start|>", "other", 0.0), ("system", "other", 0.0), ("Ċ", "other", 0.0)]
+    assert {role for _, role, _ in found[3:20]} == {"system"}
+    assert found[20:] == [
+        ("Ċ", "other", 0.0),
+        *[("<|im_start|>", "other", 0.0), ("user", "other", 0.0), ("Ċ", "other", 0.0)],
+        *[("Hi", "user", 0.0), ("<|im_end|>", "user", 0.0), ("Ċ", "other", 0.0)],
+        *[
+            ("<|im_start|>", "other", 0.0),
+            ("ass", "other", 0.0),
+            ("istant", "other", 0.0),
+            ("Ċ", "other", 0.0),
+        ],
+        *[("<|im_end|>", "assistant", 1.0), ("Ċ", "other", 0.0)],
+    ]
+
+
+def test_tool_results_of_qwen_stand_in_one_user_turn():
+    messages = say("user: Sum?", "assistant: Wait", "tool: 1", "tool: 2", "assistant: 3")
+    rendered = Template.load("qwen2.5_instruct").render(messages)
+    assert rendered.text.endswith(
+        "<|im_start|>user\n<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n3<|im_end|>\n"
+    )
+    tools = [rendered.text[start:end] for start, end, role in rendered.roles if role == "tool"]
+    assert tools == ["1\n</tool_response>", "2\n</tool_response>"]
+
+
+def test_spans_are_of_the_rendered_text():
+    rendered = Template.load("llama3_instruct").render([*CHAT, *say("user:  x ", "assistant: ")])
+    assert [rendered.text[start:end] for start, end in rendered.learned] == ["Hello!<|eot_id|>", "<|eot_id|>"]
+    assert [rendered.text[start:end] for start, end, role in rendered.roles if role == "user"] == [
+        "Hi there<|eot_id|>",
+        "x<|eot_id|>",
+    ]
+    assert {rendered.text[start:end] for start, end in rendered.control} == set(
+        Template.load("llama3_instruct").file.control
+    )
+    starts, ends = [start for start, *_ in rendered.roles], [end for _, end, _ in rendered.roles]
+    assert starts == [0, *ends[:-1]] and ends[-1] == len(rendered.text)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_INS.glob("*.yaml")))
+def test_every_reply_is_learned_whole_and_ends_in_a_stop_token(name):
+    template = Template.load(name)
+    for messages in conversations(100, seed=5):
+        rendered = template.render(messages)
+        learned = [rendered.text[start:end].strip() for start, end in rendered.learned]
+        replies = [message["content"] for message in messages if message["role"] == "assistant"]
+        if template.file.turns["assistant"].strip:
+            replies = [reply.strip() for reply in replies]
+        assert learned == [(reply + template.stop[0]).strip() for reply in replies]
+
+
+@pytest.mark.parametrize("name", SOURCE_OF)
+def test_what_looks_like_a_control_token_stays_text(name):
+    """A message full of the template's own tokens adds not one of them, and reads as it was written."""
+    template, source = Template.load(name), tokenizer(SOURCE_OF[name])
+    said = "I say " + " and ".join(template.file.control) + "."
+    plain, tricky = (
+        say("user: Hi", f"assistant: {text}", "user: So?", "assistant: No.") for text in ("x", said)
+    )
+    ids = set(source.control.values())
+    counted = [[t for t in template.encode(each, source).tokens if t in ids] for each in (plain, tricky)]
+    assert counted[0] == counted[1]
+    encoded = template.encode(tricky, source)
+    learned = [
+        t for t, weight in zip(encoded.tokens, encoded.weights, strict=True) if weight and t not in ids
+    ]
+    assert said in source.decode(learned)
+
+
+def test_a_batch_is_encoded_as_its_conversations_one_by_one():
+    template, source = Template.load("smollm2"), tokenizer("smollm2")
+    messages = conversations(60, seed=6)
+    assert template.encode_batch(messages, source) == [template.encode(each, source) for each in messages]
+    assert template.encode_batch([], source) == []
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_conversations_are_encoded_alike():
+    template, source = Template.load("smollm2"), tokenizer("smollm2")
+    few = conversations(50, seed=7)
+    encoded = template.encode_batch(few * 2000, source)
+    assert len(encoded) == 100_000
+    assert encoded[:50] == encoded[-50:] == template.encode_batch(few, source)
+
+
+def test_stop_tokens_are_known_by_id():
+    assert Template.load("llama3_instruct").stop_ids(tokenizer("llama3")) == {128009}
+    assert Template.load("mistral_instruct").stop == ["</s>"]
+
+
+def test_a_template_of_another_model_is_refused():
+    with pytest.raises(UserError) as refused:
+        Template.load("mistral_instruct").check(tokenizer("smollm2"))
+    assert str(refused.value) == (
+        "template mistral_instruct writes <s>, </s>, [INST], [/INST], and the model's tokenizer has no such "
+        f"control token; {NAME_IT}"
+    )
+    with pytest.raises(UserError):
+        Template.load("mistral_instruct").encode(CHAT, tokenizer("smollm2"))
+
+
+def test_conversations_that_a_template_cannot_write_are_refused():
+    mistral, calls = (
+        Template.load("mistral_instruct"),
+        say("user: x", "assistant: x", "tool: x", "assistant: x"),
+    )
+    fault = "message 3 is a tool message, for which template mistral_instruct has no form"
+    assert mistral.fault(calls) == fault
+    assert Template.load("chatml").fault(calls) is None
+    for messages, reply, reason in (
+        (calls, False, fault),
+        ([], False, "messages is empty"),
+        (CHAT, True, "a reply is asked for after an assistant message; user or tool is wanted"),
+    ):
+        with pytest.raises(UserError) as refused:
+            mistral.render(messages, reply=reply)
+        assert str(refused.value) == f"this conversation cannot be rendered: {reason}"

@@ -1,0 +1,84 @@
+"""Which template a model has is found by what its own Jinja writes, and hostile Jinja harms nobody."""
+
+import pytest
+from official import SOURCE_OF, chatml_template, mistral_template, tokenizer, trl_template
+
+from tutelage.errors import UserError
+from tutelage.text.template import Template
+from tutelage.text.template_file import built_in_names
+from tutelage.text.tokenizer import Tokenizer
+
+NAME_IT = (
+    "name the template it was trained with by --template_config: "
+    f"one of {', '.join(built_in_names())}, or the path of a YAML file"
+)
+    made.__dict__.update(tokenizer(source).__dict__, chat_template=jinja)
+    return made
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_a_models_own_template_is_recognised(case):
+    source, jinja = OWN[case]
+    template = Template.recognise(with_template(source, jinja()))
+    assert template.name == case.split(",")[0]
+    assert template.export_jinja(with_template(source, jinja())) == jinja()
+
+
+@pytest.mark.parametrize("name", SOURCE_OF)
+def test_our_own_jinja_is_recognised(name):
+    assert Template.recognise(with_template(SOURCE_OF[name], Template.load(name).jinja)).name == name
+
+
+def test_another_template_is_exported_in_our_own_jinja():
+    template = Template.load("chatml")
+    assert template.export_jinja(with_template("smollm2", None)) == template.jinja
+    assert template.export_jinja(tokenizer("smollm2")) == template.jinja
+
+
+REFUSED = {
+    "none": (None, "the model has no chat template of its own"),
+    "another": (
+        "{% for message in messages %}{{ message['content'] }}{% endfor %}",
+        "the model's own chat template is none of the built-in ones",
+    ),
+    "raising": ("{{ raise_exception('no') }}", "the model's own chat template is none of the built-in ones"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_template_that_is_not_recognised_is_refused_with_what_to_do(case):
+    jinja, reason = REFUSED[case]
+    with pytest.raises(UserError) as refused:
+        Template.recognise(with_template("smollm2", jinja))
+    assert str(refused.value) == f"{reason}; {NAME_IT}"
+
+
+HOSTILE = {
+    "endless output": (
+        "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
+        "its output grew past 1000000",
+    ),
+    "endless memory": (
+        "{{ ('x' * 99999999999) | length }}",
+        "its output grew past 1000000 characters, or its memory",
+    ),
+    "not Jinja": ("{% for %}", "it is not valid Jinja: "),
+    "Python": ("{{ ''.__class__.__mro__ }}", "none of the built-in ones"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_template_harms_nobody(case):
+    jinja, reason = HOSTILE[case]
+    with pytest.raises(UserError) as refused:
+        Template.recognise(with_template("smollm2", jinja))
+    assert reason in str(refused.value)
+
+
+@pytest.mark.slow
+def test_a_template_that_never_ends_is_stopped():
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% set x = j %}{% endfor %}{% endfor %}"
+    with pytest.raises(
+        UserError, match="cannot be rendered: it was stopped, for it took too much time or memory"
+    ):
+        Template.recognise(with_template("smollm2", loop))

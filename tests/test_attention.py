@@ -60,7 +60,9 @@ LAYOUTS = {
     "causal": rows_of([70], [70], length=70),
     "segments": rows_of([1, 40, 2, 9], [66], [3, 3], length=70),
     "one token each": rows_of([1, 1, 1], length=3),
-    "all padding": rows_of([], [5], length=5),
+    "a row of padding": rows_of([], [5], length=5),
+    "all padding": rows_of([], [], length=5),
+    "alike": rows_of([9, 10, 8, 7, 1], [10, 10, 3], [2, 2, 2], length=35),
     "padding first": (torch.tensor([[0, 0, 1, 2, 0]]), torch.tensor([[-1, 0, 0, 0, -1]])),
 }
 
@@ -105,6 +107,22 @@ def test_what_is_not_whole_documents_is_masked_pair_by_pair(positions, docs):
     for window in WINDOWS:
         wanted = by_the_rule(q, k, v, visible(positions, positions, docs, docs, window=window))
         torch.testing.assert_close(attend(q, k, v, layout, window), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_an_execution_can_be_insisted_on(monkeypatch):
+    """Each gives what the rule says, on the same rows; flash is FlexAttention, here uncompiled."""
+    monkeypatch.setattr(attention, "_compiled_flex", [flex_attention])
+    positions, docs = LAYOUTS["alike"]
+    q, k, v = random_heads(positions)
+    real = (docs >= 0)[:, None, :, None].expand_as(q)
+    for impl, kind in [("eager", "dense"), ("sdpa", "segments"), ("flash", "flex"), ("auto", "segments")]:
+        layout = plan(positions, docs, kv_used=None, windows={None, 3}, impl=impl)
+        assert layout.kind == kind
+        for window in (None, 3):
+            wanted = by_the_rule(q, k, v, visible(positions, positions, docs, docs, window=window))
+            out = attend(q, k, v, layout, window)
+            torch.testing.assert_close(out[real], wanted[real], atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_of_the_segments_are_those_of_the_rule():

@@ -1,6 +1,5 @@
 """A `tokenizer.json`, as the `tokenizers` library reads it, rebuilt from the vocabulary in a GGUF file."""
 
-from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -34,7 +33,7 @@ def tokenizer_parts(header: Header) -> tuple[dict[str, Any], dict[str, Any]]:
     if model is None:
         raise UserError(f"{header.path} carries no tokenizer; give the directory of one")
     tokens = settings["tokenizer.ggml.tokens"]
-    kinds = settings.get("tokenizer.ggml.token_type") or [Kind.NORMAL] * len(tokens)
+    kinds: list[int] = settings.get("tokenizer.ggml.token_type") or [Kind.NORMAL] * len(tokens)
     if model == "gpt2":
         parts = _byte_level(header, tokens, kinds)
     elif model == "llama":
@@ -79,7 +78,7 @@ _SPECIAL = {
 }
 
 
-def _named(settings: dict[str, Any], tokens: Sequence[str], key: str) -> str | None:
+def _named(settings: dict[str, Any], tokens: list[str], key: str) -> str | None:
     token = settings.get(f"tokenizer.ggml.{key}")
     return None if token is None else tokens[token]
 
@@ -96,7 +95,7 @@ def _added(token: int, content: str, *, special: bool) -> dict[str, Any]:
     }
 
 
-def _byte_level(header: Header, tokens: Sequence[str], kinds: Sequence[int]) -> dict[str, Any]:
+def _byte_level(header: Header, tokens: list[str], kinds: list[int]) -> dict[str, Any]:
     """GPT-2's BPE over bytes; what differs from model to model is how text is cut before."""
     name = header.settings.get("tokenizer.ggml.pre")
     cuts = {
@@ -145,7 +144,7 @@ def _split(pattern: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
-def _sentencepiece(header: Header, tokens: Sequence[str], kinds: Sequence[int]) -> dict[str, Any]:
+def _sentencepiece(header: Header, tokens: list[str], kinds: list[int]) -> dict[str, Any]:
     """SentencePiece's BPE, falling back to bytes; transformers' converter makes the same of Llama 2's."""
     settings = header.settings
     prefix = settings.get("tokenizer.ggml.add_space_prefix", True)
@@ -178,7 +177,7 @@ def _sentencepiece(header: Header, tokens: Sequence[str], kinds: Sequence[int]) 
     }
 
 
-def _merges(tokens: Sequence[str], scores: Sequence[float], kinds: Sequence[int]) -> list[list[str]]:
+def _merges(tokens: list[str], scores: list[float], kinds: list[int]) -> list[list[str]]:
     """The merges a SentencePiece vocabulary implies: every way to cut a token in two, best token first."""
     ids = {content: token for token, content in enumerate(tokens) if kinds[token] == Kind.NORMAL}
     merges = []

@@ -24,8 +24,12 @@ class Source(Protocol):
 
     where: str  # for messages
     shapes: dict[str, tuple[int, ...]]  # by Hugging Face name
-    dtype: torch.dtype  # of most of them
     problems: list[str]  # what is wrong with the files themselves
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of most of the weights."""
+        ...
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start..stop of the tensor `name`, on the CPU, in any floating dtype."""

@@ -84,7 +84,7 @@ def test_greedy_tokens_are_those_of_transformers(family):
 def test_batched_generation_is_one_at_a_time_and_no_cache(monkeypatch, family, prefill):
     monkeypatch.setattr(engine, "PREFILL", prefill)
     _, model = pair(family)
-    prompts = prompts_of(3, 12, 1, 6, 7, 12)
+    prompts = prompts_of(3, 12, 1, 6, 7, 12, 11)
     together = generate(model, prompts, GREEDY, max_new_tokens=15, stop=set())
     chunked = generate(model, prompts, GREEDY, max_new_tokens=15, stop=set(), rows=2)
     alone = [generate(model, [prompt], GREEDY, max_new_tokens=15, stop=set())[0] for prompt in prompts]
@@ -135,6 +135,16 @@ def test_a_seed_gives_the_same_answer_in_any_batch(model):
     assert together == generate(model, prompts, sampling, **options, rows=4)
     assert together[2] == generate(model, prompts[:1], Sampling(temperature=1.5, seed=13), **options)[0]
     assert len({tuple(completion.tokens) for completion in together}) == 6
+
+
+def test_a_sampled_row_draws_the_same_whoever_leaves_before_it(model):
+    prompts, stop = prompts_of(3, 8, 5, 5, 2), set(range(0, V, 9))
+    options = {"max_new_tokens": 30, "stop": stop}
+    together = generate(model, prompts, Sampling(temperature=2.0, seed=20), **options)
+    for index, prompt in enumerate(prompts):
+        alone = generate(model, [prompt], Sampling(temperature=2.0, seed=20 + index), **options)
+        assert alone == [together[index]]
+    assert len({len(completion.tokens) for completion in together}) == 5
 
 
 def test_only_last_positions_meet_the_head(model, monkeypatch):

@@ -12,6 +12,23 @@ NAME_IT = (
     "name the template it was trained with by --template_config: "
     f"one of {', '.join(built_in_names())}, or the path of a YAML file"
 )
+
+OWN = {
+    "smollm2": ("smollm2", lambda: tokenizer("smollm2").chat_template),
+    "llama3_instruct": ("llama3", lambda: trl_template("llama3")),
+    "llama3_instruct, always asking for a reply": ("llama3", lambda: tokenizer("llama3").chat_template),
+    "llama3_instruct, with generation marks": ("llama3", lambda: trl_template("llama3_training")),
+    "llama3.1_instruct": ("llama3_1", lambda: trl_template("llama3_1")),
+    "llama3_instruct, in a package of Llama 3.1": ("llama3_1", lambda: tokenizer("llama3_1").chat_template),
+    "qwen2.5_instruct": ("qwen", lambda: trl_template("qwen2_5")),
+    "chatml": ("qwen", chatml_template),
+    "mistral_instruct": ("mistral_v3", mistral_template),
+}
+
+
+def with_template(source: str, jinja: str | None) -> Tokenizer:
+    """The tokenizer with another chat template, sharing all that takes time to build."""
+    made = object.__new__(Tokenizer)
     made.__dict__.update(tokenizer(source).__dict__, chat_template=jinja)
     return made
 

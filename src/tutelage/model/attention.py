@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Segment = tuple[int, int, int]  # row, first position, one past the last
+from tutelage.model.causal import masked_attention
+from tutelage.model.segments import Bucket, attend_buckets, find_buckets
 
 
 def visible(q_pos: Tensor, k_pos: Tensor, q_doc: Tensor, k_doc: Tensor, *, window: int | None) -> Tensor:
@@ -30,7 +31,7 @@ class Layout:
 
     kind: Literal["causal", "segments", "dense", "flex"]
     positions: Tensor  # (B, T)
-    segments: list[Segment] = field(default_factory=list)
+    buckets: list[Bucket] = field(default_factory=list)
     masks: dict[int | None, Any] = field(default_factory=dict)  # by window: (B, 1, T, S) bool, or a BlockMask
 
 
@@ -55,63 +56,35 @@ def plan(
         docs = torch.zeros_like(positions)
     if impl == "flash" or (impl == "auto" and positions.is_cuda):
         return _flex(positions, docs, windows)
-    # Finding segments reads the documents, which on CUDA would wait for the device.
-    segments = None if impl == "eager" or positions.is_cuda else _segments(positions, docs)
-    if segments is None:
+    # Finding documents reads the documents, which on CUDA would wait for the device.
+    buckets = None if impl == "eager" or positions.is_cuda else find_buckets(positions, docs)
+    if buckets is None:
         return _dense(positions, positions, docs, docs, windows)
-    B, T = positions.shape
-    if len(segments) == B and all(end - start == T for _, start, end in segments):
+    if (
+        len(buckets) == 1
+        and buckets[0].kept.numel() == positions.numel()
+        and buckets[0].index.shape == docs.shape
+    ):
         return Layout("causal", positions, masks=_causal_masks(positions, windows))
-    return Layout("segments", positions, segments)
+    return Layout("segments", positions, buckets)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None) -> Tensor:
     """(B, H, T, C), (B, K, S, C), (B, K, S, C) -> (B, H, T, C); what padding gives means nothing."""
     if layout.kind == "causal":
-        mask = layout.masks[window]
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-        )
+        return masked_attention(q, k, v, layout.masks[window])
     if layout.kind == "segments":
-        return _attend_segments(q, k, v, layout.segments, window)
+        return _attend_segments(q, k, v, layout.buckets, window)
     if layout.kind == "flex":
         return _flex_attention()(q, k, v, block_mask=layout.masks[window], enable_gqa=True)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=layout.masks[window], enable_gqa=True)
 
 
-@torch.compiler.disable
-def _attend_segments(q: Tensor, k: Tensor, v: Tensor, segments: list[Segment], window: int | None) -> Tensor:
-    """One plain causal call per document: a third of what one dense mask over the row costs."""
-    rows: list[list[Tensor]] = [[] for _ in range(len(q))]
-    filled = [0] * len(q)
-    for row, start, end in segments:
-        rows[row].append(q.new_zeros(q.shape[1], start - filled[row], q.shape[3]))  # padding, usually nothing
-        part = slice(row, row + 1), slice(None), slice(start, end)
-        mask = None if window is None or end - start <= window else _band(end - start, window, q.device)
-        out = F.scaled_dot_product_attention(
-            q[part], k[part], v[part], attn_mask=mask, is_causal=mask is None, enable_gqa=True
-        )
-        rows[row].append(out[0])
-        filled[row] = end
-    for row, parts in enumerate(rows):
-        parts.append(q.new_zeros(q.shape[1], q.shape[2] - filled[row], q.shape[3]))
-    return torch.stack([torch.cat(parts, dim=1) for parts in rows])
-
-
-def _segments(positions: Tensor, docs: Tensor) -> list[Segment] | None:
-    """The documents as stretches of consecutive positions; None where they are not (then `dense` must do)."""
-    same = docs[:, 1:] == docs[:, :-1]
-    padding = docs[:, 1:] < 0
-    if bool((same & ~padding & (positions[:, 1:] != positions[:, :-1] + 1)).any()):
-        return None
-    segments: list[Segment] = []
-    for row, (doc, joined) in enumerate(zip(docs.tolist(), same.tolist(), strict=True)):
-        borders = [0, *(i + 1 for i, j in enumerate(joined) if not j), len(doc)]
-        stretches = [(s, e) for s, e in zip(borders, borders[1:], strict=False) if doc[s] >= 0]
-        if len({doc[s] for s, _ in stretches}) < len(stretches):
-            return None
-        segments += [(row, s, e) for s, e in stretches]
-    return segments
+@torch.compiler.disable  # its shapes change with every batch
+def _attend_segments(q: Tensor, k: Tensor, v: Tensor, buckets: list[Bucket], window: int | None) -> Tensor:
+    lengths = [bucket.index.shape[1] for bucket in buckets]
+    masks = [None if window is None or n <= window else _band(n, window, q.device) for n in lengths]
+    return attend_buckets(q, k, v, buckets, masks)
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a model, an objective and a loader to a trained model: what the recipes of all training stages share."""
+"""From a model, an objective and a loader to a trained model: what all training recipes share."""
 
 import time
 from contextlib import ExitStack

@@ -26,7 +26,7 @@ def hand_over(
     template: Template | None,
     precision: Precision,
 ) -> None:
-    """Write OUT/model and say how exact it is; refuses to call it done if it is not the model that was trained."""
+    """Write OUT/model and say how exact it is; a model that is not the trained one is refused."""
     target = directory / "model"
     gate = export(
         model,
@@ -36,7 +36,7 @@ def hand_over(
         dtype=stored_dtype(precision),
         probes=[_probe(question, tokenizer, template) for question in _QUESTIONS],
     )
-    tokenizer.save(target, chat_template=None if template is None else template.jinja_for(tokenizer))
+    tokenizer.save(target, chat_template=None if template is None else template.jinja)
     facts = {
         "parameters": f"{config.n_parameters:,}",
         "optimizer steps": fitted.steps,

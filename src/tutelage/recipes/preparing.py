@@ -1,4 +1,4 @@
-"""Everything a training stage can check before weights load: the model's files, the text, the data, the plan."""
+"""What a training stage can check before weights load: the model's files, the text, the data, the plan."""
 
 import sys
 from collections.abc import Sequence

@@ -3,9 +3,9 @@
     tutelage sft --ckpt_paths MODEL --train_data_paths jsonl:chats.jsonl --output_dir OUT
 
 MODEL is a Hugging Face directory, a hub id or a GGUF file; each line of chats.jsonl holds
-{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}. The result lies in
-OUT/model as a Hugging Face directory: `tutelage chat OUT` talks to it, transformers and vLLM load it. Killed, the
-same command with --resume goes on exactly where the newest checkpoint was.
+{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}. The result
+lies in OUT/model as a Hugging Face directory: `tutelage chat OUT` talks to it, transformers and vLLM load it.
+Killed, the same command with --resume goes on exactly where the newest checkpoint was.
 """
 
 import dataclasses

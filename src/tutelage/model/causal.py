@@ -1,0 +1,90 @@
+"""Causal attention on CPU in bfloat16: PyTorch's fused forward, with a backward made of batched matmuls.
+
+PyTorch's fused backward spends 0.3 ms on every head of every document, however short (measured on 2.13: 42 ms
+for 16 documents of 35 tokens and 9 heads, where this takes 3). The softmax is formed again from its normaliser,
+block by block of queries: nothing of size T x T is kept (FlashAttention-2, https://arxiv.org/abs/2307.08691).
+
+B rows   T positions   H query heads   K kv heads   G = H / K   C head dim
+t queries of a block   s keys they see
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BLOCK = 256  # queries whose scores exist at a time; later keys are not even looked at
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(B, H, T, C), (B, K, T, C), (B, K, T, C) -> (B, H, T, C)"""
+    wants_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and wants_gradient:
+        return _CausalAttention.apply(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """The same within `mask` (1, 1, T, T) bool; None: causal."""
+    if mask is None:
+        return causal_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+class _CausalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
+        groups = q.shape[1] // k.shape[1]
+        wide_k, wide_v = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (k, v))
+        out, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, wide_k, wide_v, 0.0, True
+        )
+        ctx.save_for_backward(q, k, v, out, normaliser)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor):  # type: ignore[override]
+        q, k, v, out, normaliser = ctx.saved_tensors
+        B, H, T, C = q.shape
+        K, scale = k.shape[1], 1 / math.sqrt(C)
+        # The normaliser joins the matmul as two more columns, subtracted before the product is rounded: the
+        # exponent is then exact to 2^-8 of itself, where subtracting afterwards would lose 2^-8 of the score.
+        queries = _with_columns(q, -normaliser / scale)  # (B, H, T, C + 2)
+        slopes = _with_columns(upstream, -(upstream.float() * out.float()).sum(-1))
+        keys, values = _with_ones(k), _with_ones(v)  # (B, K, T, C + 2)
+        q_grad = torch.empty_like(q)
+        k_grad, v_grad = (torch.zeros(B * K, T, C, dtype=torch.float32) for _ in range(2))
+        for start in range(0, T, BLOCK):
+            end = min(start + BLOCK, T)
+            block = slice(start, end)
+            q_part, slope_part = (
+                _by_kv_head(x[:, :, block], K) for x in (queries, slopes)
+            )  # (B·K, G·t, C + 2)
+            k_part, v_part = (
+                x[:, :, :end].reshape(B * K, end, C + 2) for x in (keys, values)
+            )  # (B·K, s, C + 2)
+            chance = (torch.bmm(q_part, k_part.transpose(1, 2)).mul_(scale)).exp_()  # (B·K, G·t, s)
+            chance.view(B * H, end - start, end).tril_(start)  # later keys: 0, whatever exp made of them
+            v_grad[:, :end] += torch.bmm(chance.transpose(1, 2), slope_part[..., :C])
+            chance *= torch.bmm(slope_part, v_part.transpose(1, 2))  # now the scores' gradient
+            k_grad[:, :end] += torch.bmm(chance.transpose(1, 2), q_part[..., :C])
+            q_grad[:, :, block] = (torch.bmm(chance, k_part[..., :C]) * scale).view(B, H, end - start, C)
+        return q_grad, k_grad.mul_(scale).view(k.shape).to(k.dtype), v_grad.view(v.shape).to(v.dtype)
+
+
+def _with_columns(x: Tensor, values: Tensor) -> Tensor:
+    """(B, H, T, C), (B, H, T) float32 -> (B, H, T, C + 2): the values as a rounded part and what it lost."""
+    rounded = values.to(x.dtype)
+    return torch.cat((x, rounded[..., None], (values - rounded.float()).to(x.dtype)[..., None]), dim=-1)
+
+
+def _with_ones(x: Tensor) -> Tensor:
+    return F.pad(x, (0, 2), value=1.0)
+
+
+def _by_kv_head(x: Tensor, heads: int) -> Tensor:
+    """(B, H, t, C) -> (B·K, G·t, C): the queries that share a key head, side by side."""
+    B, H, t, C = x.shape
+    return x.reshape(B * heads, H // heads * t, C)

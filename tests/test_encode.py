@@ -92,6 +92,7 @@ def test_a_conversation_is_what_the_template_makes_of_it(tmp_path, encoded):
 
 def test_any_number_of_processes_gives_the_same(tmp_path, encoded, monkeypatch):
     monkeypatch.setattr(encode, "FEW", 0)
+    monkeypatch.setattr(encode, "CHUNK", 32)  # more chunks than may wait
     path = chats(tmp_path / "a.jsonl", [chat("x" * (n % 37), "y" * (n % 11)) for n in range(700)])
     told = []
     one, _ = encoded([path], cache_dir=tmp_path / "one")
@@ -101,7 +102,7 @@ def test_any_number_of_processes_gives_the_same(tmp_path, encoded, monkeypatch):
     assert len(one) == 700
     assert same(one, two)
     assert one.fingerprint == two.fingerprint
-    assert told == [(done, 700) for done in (128, 256, 384, 512, 640, 700)]
+    assert told == [(done, 700) for done in (*range(32, 700, 32), 700)]
 
 
 class Dying(encode.Encoder):
@@ -223,6 +224,7 @@ def test_bad_rows_of_all_paths_are_told_before_anything_is_encoded(tmp_path, enc
         store, faults = encoded([good, first, second], skip_bad_rows=True)
         assert store.ids == ["0-1", "1-1", "1-3", "2-1", "2-3"]
         assert (faults.count, len(faults.named)) == (2, 2)
+    assert refusal(encoded, [good, first, second]) == message  # what was skipped once is not good for ever
 
 
 def test_a_role_that_the_template_does_not_know_makes_a_bad_row(tmp_path, encoded):

@@ -101,6 +101,15 @@ def test_prefetching_changes_nothing_and_counts_only_what_was_given():
     assert same(take(plain, 3), take(ahead, 3))
 
 
+def test_going_back_forgets_what_was_prefetched():
+    loader = Loader(store_of(SIZES), workers=2, **OPTIONS)
+    start = loader.state()
+    first = take(loader, 3)
+    loader.restore(start)
+    assert same(take(loader, 3), first)
+    loader.close()
+
+
 def test_a_run_may_continue_on_more_ranks_with_the_same_step():
     store = store_of(SIZES)
     before = Loader(store, length=32, rows=2, accumulate=2, packed=False, seed=0)

@@ -232,6 +232,17 @@ def test_generate_reads_and_writes_json_lines(capsys, monkeypatch, model_directo
     ]
 
 
+def test_a_system_message_may_be_given_once(capsys, monkeypatch, model_directory, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"messages": [message("system", "S"), message("user", "hi")]}))
+    words = ["generate", str(model_directory), "--input", str(source), "--system", "T"]
+    fault = f"{source}:1: messages begin with a system message, and --system is given too"
+    assert tell(capsys, monkeypatch, words) == (2, "", f"error: 1 prompts cannot be used\n{fault}\n")
+    expected = completion_of(session_of(), [message("system", "T"), message("user", "hi")])
+    words = ["generate", str(model_directory), "--prompt", "hi", "--system", "T", "--max_new_tokens", "12"]
+    assert tell(capsys, monkeypatch, words) == (0, expected + "\n", "")
+
+
 def test_prompts_that_cannot_be_used_are_told_with_their_line(capsys, monkeypatch, model_directory, tmp_path):
     source = tmp_path / "in.jsonl"
     lines = [

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tutelage.config import dump, help_text, load
+from tutelage.config import dump, load
 from tutelage.errors import UserError
 
 
@@ -19,16 +19,9 @@ from tutelage.errors import UserError
 class Lesson:
     """A config with a field of every kind."""
 
-    # the model
-    ckpt_paths: list[Path]  # where the weights lie
+    ckpt_paths: list[Path]
     template_config: str | None = None
-    """A built-in template
-    or a file."""
-
-    # how it learns
-    lr: float = 2e-5  # the highest one
-    # of AdamW; the second
-    # is the slower
+    lr: float = 2e-5
     betas: tuple[float, float] = (0.9, 0.999)
     train_steps: int = -1
     lr_scheduler: Literal["linear", "cosine"] = "linear"
@@ -40,12 +33,6 @@ class Lesson:
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise ValueError(f"lr: was {self.lr}, wanted more than 0\nbetas: so are these")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Advanced(Lesson):
-    lr: float = 1e-2
-    train_steps: int = 5  # noqa: E501  no more than needed
 
 
 def settings(*words: str, **options) -> Lesson:
@@ -266,38 +253,3 @@ def test_a_dumped_config_loads_as_itself(tmp_path_factory, template, lr, betas, 
     )
     file = write(tmp_path_factory.getbasetemp() / "dumped.yaml", dump(config))
     assert load("sft", Lesson, ["--config", file]) == config
-
-
-def test_help_shows_meaning_choices_and_defaults_in_groups(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    lines = help_text("sft", Lesson, "Fine-tune.\n\n    tutelage sft --ckpt_paths m").splitlines()
-    text = " ".join(word for line in lines for word in line.strip("│ ").split())
-    for expected in (
-        "usage: tutelage sft [--config FILE] [--flag value ...]",
-        "tutelage sft --ckpt_paths m",
-        "--config FILE settings from YAML; flags override them",
-        "--print_config print every setting as YAML and stop",
-        "--ckpt_paths PATH ... where the weights lie (required)",
-        "--template_config TEXT A built-in template or a file. (default: null)",
-        "--lr NUMBER the highest one (default: 2e-05)",
-        "--betas NUMBER NUMBER of AdamW; the second is the slower (default: 0.9 0.999)",
-        "--lr_scheduler {linear,cosine} (default: linear)",
-        "--pack_samples, --no_pack_samples (default: false)",
-        "--train_num_samples NUMBER ... (default: none)",
-        "--limit INTEGER (default: null)",
-    ):
-        assert expected in text, f"{expected!r} is not in\n{text}"
-    assert (
-        text.index("the model options")
-        < text.index("--ckpt_paths PATH")
-        < text.index("how it learns options")
-    )
-    assert max(map(len, lines)) <= 100
-
-
-def test_a_subclass_explains_only_what_it_changes():
-    text = " ".join(help_text("sft", Advanced, "").split())
-    assert "the highest one (default: 0.01)" in text
-    assert "no more than needed (default: 5)" in text
-    assert text.index("how it learns") < text.index("--lr ")
-    assert "stage options" not in text

@@ -22,6 +22,7 @@ FLOORS = {
     "config": 0,
     "dist": 0,
     "errors": 0,
+    "settings": -1,  # what config is made of
 }
 ORACLES = {"transformers", "peft", "trl", "accelerate", "litgpt", "torchtune"}
 

@@ -86,12 +86,11 @@ def help_text(stage: str, config_class: type, intro: str) -> str:
     groups: dict[str, list[Any]] = {}
     for field in dataclasses.fields(config_class):
         note = notes.get(field.name, Note())
-        argument = tyro.conf.arg(
-            help=note.text, metavar=metavar(kinds[field.name]), help_behavior_hint=_default(field)
-        )
+        meaning = f"{note.text} {_default(field, note)}".strip()
+        argument = tyro.conf.arg(help=meaning, metavar=metavar(kinds[field.name]), help_behavior_hint="")
         kind = bool if kinds[field.name] is bool else str  # the words shown for other types are ours
         default = dataclasses.field(default=field.default is True if kind is bool else "")
-        group = groups.setdefault(re.sub(r"\W+", "_", note.group).strip("_") or "stage", [])
+        group = groups.setdefault(re.sub(r"\W+", "_", note.group).strip("_") or "settings", [])
         group.append((field.name, Annotated[kind, argument], default))
     nested = [
         (name, Annotated[dataclasses.make_dataclass(name, rows), tyro.conf.OmitArgPrefixes])
@@ -108,7 +107,7 @@ def help_text(stage: str, config_class: type, intro: str) -> str:
     _, corner, boxes = capture.read().partition("\u256d")  # tyro's own head is dropped: ours has the intro
     text = corner + boxes
     for name in groups:
-        text = text.replace(f" {name} options ", f" {name.replace('_', ' ')} options ")
+        text = text.replace(f" {name} options ", f" {name.replace('_', ' ')} ────────")  # its width, kept
     return f"usage: tutelage {stage} [--config FILE] [--flag value ...]\n\n{intro.strip()}\n\n{text}"
 
 
@@ -196,9 +195,12 @@ def _shared_options() -> list[Any]:
     return [(name, kind, dataclasses.field(default="")) for name, kind in kinds.items()]
 
 
-def _default(field: dataclasses.Field[Any]) -> str:
+def _default(field: dataclasses.Field[Any], note: Note) -> str:
+    """What the setting is when nobody gives it, unless the note says already what null stands for."""
     if _required(field):
         return "(required)"
+    if field.default is None and "default" in note.text:
+        return ""
     default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # pyright: ignore
     return f"(default: {shown(default)})"
 

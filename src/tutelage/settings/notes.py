@@ -39,7 +39,7 @@ def field_notes(config_class: type) -> dict[str, Note]:
 def _notes_of_one(config_class: type) -> dict[str, Note]:
     try:
         source = textwrap.dedent(inspect.getsource(config_class))
-    except OSError:
+    except (OSError, TypeError):
         return {}
     definition = ast.parse(source).body[0]
     assert isinstance(definition, ast.ClassDef)

@@ -174,6 +174,16 @@ def conversation(rng: Random, *, held_out: bool = False) -> Messages:
     return told if kind < 0.9 else told + _messages(question, answer)
 
 
+def verdict(messages: Messages) -> tuple[str, bool]:
+    """What kind of thing the last message of a conversation replies to, and whether it is right."""
+    *before, asked, reply = (message["content"] for message in messages)
+    if " story about " in asked:
+        return "stories as asked for", follows(asked, reply)
+    if asked in words.FACTS:
+        return "known facts", answers(asked, reply)
+    return "questions about a story", answers(" ".join([*before[-1:], asked]), reply)
+
+
 def is_held_out(plot: Plot) -> bool:
     """Whether this hero never meets this thing in what `document` and `conversation` give to learn from."""
     return (words.NAMES.index(plot.name) + words.THINGS.index(plot.thing)) % 10 == 0

@@ -6,6 +6,7 @@ from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
 from tutelage.recipes.fitting import Fitted
 from tutelage.recipes.preparing import say
+from tutelage.report.page import write_report
 from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.train.export import export, model_card
@@ -53,6 +54,13 @@ def hand_over(
         template=template.name if template else "none",
     )
     (target / "README.md").write_text(card, encoding="utf-8")
+    shown = {
+        "stage": stage,
+        "from": base,
+        **facts,
+        "logit error of the exported files": f"{gate.logit_error:.3g}",
+    }
+    say(f"{write_report(directory, title=directory.resolve().name, facts=shown)}: the run in curves")
     next_command = f"chat {directory}" if template else f"generate {directory} --raw --prompt ..."
     say(
         f"{target}: read back from disk, logits differ by {gate.logit_error:.3g}, greedy text is equal; "

@@ -11,6 +11,7 @@ from tutelage.checkpoint.hf import check_files
 from tutelage.checkpoint.hub import local_path
 from tutelage.data.dataset import prepare
 from tutelage.data.loader import Loader
+from tutelage.data.saved import as_files
 from tutelage.data.store import SampleStore
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
@@ -56,8 +57,10 @@ def loaders(
     """The training data and, if there is any, the held-out data, encoded, cut, counted aloud and batched."""
 
     def read(paths: Sequence[str], amounts: Sequence[float], split: str) -> SampleStore:
+        splits = config.train_data_splits if split == "train" else config.val_data_splits
+        files = as_files(paths, splits, cache_dir=config.cache_dir, log=say, flag=f"--{split}_data_splits")
         return prepare(
-            paths,
+            files,
             num_samples=amounts,
             template=template,
             tokenizer=tokenizer,

@@ -10,8 +10,14 @@ from tutelage.errors import UserError
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
     # Data
-    train_data_paths: tuple[str, ...]  # jsonl:FILE with messages, text:FILE with a document a line; joined
+    train_data_paths: tuple[
+        str, ...
+    ]  # jsonl:FILE with messages, text:FILE with a document a line, local:DIR, hub ids
     val_data_paths: tuple[str, ...] = ()  # held-out data of the same kinds; none: no validation
+    train_data_splits: tuple[
+        str, ...
+    ] = ()  # of each path that is a data set of the hub or local:; - for files
+    val_data_splits: tuple[str, ...] = ()  # of each path, as above
     train_num_samples: tuple[float, ...] = ()  # of each path: above 1 a count, up to 1 a share, -1 all
     val_num_samples: tuple[float, ...] = ()  # of each path, as above
     max_seq_len: int = 4096  # positions of the longest document and, packed, of a row

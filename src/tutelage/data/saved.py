@@ -1,0 +1,85 @@
+"""Data sets of the `datasets` library, saved or on the hub: written out once as JSON lines, read as such."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tutelage.data.cache import DEFAULT_DIR
+from tutelage.errors import UserError
+
+NO_SPLIT = "-"  # the word for a path that has none, where others do
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def as_files(
+    paths: Sequence[str],
+    splits: Sequence[str],
+    *,
+    cache_dir: Path | None,
+    log: Callable[[str], None],
+    flag: str,
+) -> list[str]:
+    """The paths, with each `local:DIR` (from save_to_disk) and hub id replaced by a jsonl: file in the cache.
+
+    `splits` names a split for each path, `-` where it has none; `flag` is the flag it came from.
+    """
+    if splits and len(splits) != len(paths):
+        raise UserError(f"{flag} has {len(splits)} values for {len(paths)} paths; give one each, - for none")
+    named = splits or [NO_SPLIT] * len(paths)
+    return [_as_file(path, split, cache_dir, log, flag) for path, split in zip(paths, named, strict=True)]
+
+
+def _as_file(path: str, split: str, cache_dir: Path | None, log: Callable[[str], None], flag: str) -> str:
+    if not (path.startswith("local:") or _is_hub_id(path)):
+        if split != NO_SPLIT:
+            raise UserError(f"{flag}: {path} is a file and has no split {split}; write {NO_SPLIT} for it")
+        return path
+    data = (
+        _saved(Path(path.removeprefix("local:")))
+        if path.startswith("local:")
+        else _from_hub(path, split, flag)
+    )
+    if isinstance(data, dict):
+        if split not in data:
+            raise UserError(f"{path} has the splits {', '.join(data)}; choose with {flag}")
+        data = data[split]
+    name = re.sub(r"\W+", "-", path).strip("-")
+    file = (cache_dir or DEFAULT_DIR).expanduser() / "datasets" / f"{name}-{data._fingerprint}.jsonl"
+    if not file.exists():
+        log(f"{path}: writing {len(data):,} rows to {file}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".partial")
+        data.to_json(aside, force_ascii=False)
+        aside.replace(file)
+    return f"jsonl:{file}"
+
+
+def _is_hub_id(path: str) -> bool:
+    return (
+        bool(_HUB_ID.fullmatch(path))
+        and not Path(path).exists()
+        and Path(path).suffix not in (".jsonl", ".txt")
+    )
+
+
+def _saved(directory: Path) -> Any:
+    from datasets import load_from_disk
+
+    try:
+        return load_from_disk(str(directory.expanduser()))
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"{directory} is not a data set that save_to_disk wrote: {error}") from error
+
+
+def _from_hub(name: str, split: str, flag: str) -> Any:
+    from datasets import load_dataset
+
+    if split == NO_SPLIT:
+        raise UserError(
+            f"{name} looks like a data set of the hub, which needs a split: give {flag}, train say"
+        )
+    try:
+        return load_dataset(name, split=split)
+    except (OSError, ValueError) as error:  # not found, out of reach, no such split
+        raise UserError(f"{name}, split {split}, cannot be had from the hub: {error}") from error

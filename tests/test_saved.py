@@ -1,0 +1,80 @@
+"""Data sets saved by the `datasets` library become JSON lines, once; the rest is refused in words."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from tutelage.data.saved import as_files
+from tutelage.errors import UserError
+
+ROWS = [{"messages": [{"role": "user", "content": "Grüße 👋"}, {"role": "assistant", "content": "你好"}]}] * 3
+
+
+def files(paths, splits, tmp_path, said=None):
+    log = (said if said is not None else []).append
+    return as_files(paths, splits, cache_dir=tmp_path / "cache", log=log, flag="--train_data_splits")
+
+
+def test_a_saved_data_set_becomes_a_file_of_its_rows_once(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    said = []
+    first = files([f"local:{tmp_path / 'saved'}"], [], tmp_path, said)
+    assert files([f"local:{tmp_path / 'saved'}"], ["-"], tmp_path, said) == first and len(said) == 1
+    lines = Path(first[0].removeprefix("jsonl:")).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == ROWS and "你好" in lines[0]
+
+
+def test_a_split_of_a_saved_dictionary_is_chosen(tmp_path):
+    saved = datasets.DatasetDict(
+        train=datasets.Dataset.from_list(ROWS), test=datasets.Dataset.from_list(ROWS[:1])
+    )
+    saved.save_to_disk(str(tmp_path / "saved"))
+    (file,) = files([f"local:{tmp_path / 'saved'}"], ["test"], tmp_path)
+    assert len(Path(file.removeprefix("jsonl:")).read_text().splitlines()) == 1
+    with pytest.raises(
+        UserError, match=r"saved has the splits train, test; choose with --train_data_splits$"
+    ):
+        files([f"local:{tmp_path / 'saved'}"], [], tmp_path)
+
+
+def test_files_pass_untouched(tmp_path):
+    given = ["jsonl:a.jsonl", "text:b.txt", "c.jsonl", "data/d.txt"]
+    assert files(given, [], tmp_path) == files(given, ["-"] * 4, tmp_path) == given
+
+
+@pytest.mark.parametrize(
+    ("paths", "splits", "message"),
+    [
+        (
+            ["a.jsonl"],
+            ["train"],
+            "--train_data_splits: a.jsonl is a file and has no split train; write - for it",
+        ),
+        (
+            ["a.jsonl", "b.txt"],
+            ["-"],
+            "--train_data_splits has 1 values for 2 paths; give one each, - for none",
+        ),
+        (
+            ["org/name"],
+            [],
+            "org/name looks like a data set of the hub, which needs a split: "
+            "give --train_data_splits, train say",
+        ),
+    ],
+)
+def test_mistakes_are_named(paths, splits, message, tmp_path):
+    with pytest.raises(UserError) as error:
+        files(paths, splits, tmp_path)
+    assert str(error.value) == message
+
+
+def test_a_folder_that_is_no_data_set_and_a_hub_out_of_reach_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty is not a data set that save_to_disk wrote"):
+        files([f"local:{tmp_path / 'empty'}"], [], tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="^nobody/nothing, split train, cannot be had from the hub: "):
+        files(["nobody/nothing"], ["train"], tmp_path)

@@ -43,6 +43,9 @@ COMMANDS = {
     "tokenizer train": Command("tokenizer", "TokenizerTrainConfig", "learn a vocabulary from text"),
     "pretrain": Command("pretrain", "PretrainConfig", "train a new model on plain text"),
     "sft": Command("sft", "SFTConfig", "fine-tune a model on conversations"),
+    "data build": Command(
+        "data_build", "DataBuildConfig", "write a data set that ships with us", positional="builder"
+    ),
     "data show": Command(
         "data_show", "DataShowConfig", "print samples in colour: what is learned and what is not"
     ),

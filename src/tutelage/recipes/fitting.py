@@ -1,5 +1,6 @@
 """From a model, an objective and a loader to a trained model: what all training recipes share."""
 
+import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,7 +35,12 @@ class Fitted:
 
 
 def device_of(config: TrainingConfig) -> torch.device:
-    """The device the settings mean; a GPU asked for where there is none is refused."""
+    """The device that the settings mean; refuses a GPU that is not there, and several processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "this version trains in one process: every rank would train a copy of its own; "
+            "start it without torchrun, or with --nproc_per_node 1"
+        )
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

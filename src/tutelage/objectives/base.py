@@ -71,6 +71,9 @@ def linear_cross_entropy(
     chunk, so the logits exist once and only a chunk of them (cut cross-entropy, https://arxiv.org/abs/2411.09009,
     and Liger's fused linear cross-entropy do the same). `fp32` forms the logits in float32 too.
     """
+    if not torch.is_grad_enabled():  # validation wants no gradients formed
+        states, wide = (hidden.float(), head.float()) if fp32 else (hidden, head)
+        return -(_TokenLogps.apply(states.detach(), wide.detach(), targets, 1.0) * weights).sum()
     chunk_loss = _compiled_chunk_loss() if compiled else _chunk_loss
     return _LinearCrossEntropy.apply(hidden, head, targets, weights, chunk_loss, fp32)
 

@@ -8,18 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from tutelage.cli import configure, find_command
+from tutelage.errors import UserError
+
 ROOT = Path(__file__).parent.parent
 PAGES = [
     path for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ]
-FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^( *)```(\w*)([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"(?<!`)`tutelage ([^`\n]+)`(?!`)")
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def fences(page: Path, *languages: str) -> list[tuple[int, str]]:
     """The (first line's number, text) of every fenced block of `page` in one of `languages`."""
     text = page.read_text(encoding="utf-8")
     return [
-        (text.count("\n", 0, match.start(3)) + 1, match.group(3))
+        (text.count("\n", 0, match.start(4)) + 1, match.group(4))
         for match in FENCE.finditer(text)
         if match.group(2) in languages
     ]
@@ -64,7 +69,34 @@ def test_commands_are_found_in_every_form(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@each_page
+def test_every_command_parses(page, tmp_path, monkeypatch):
+    """A file given to --config is a yaml block of the same page, with title="its name"."""
+    monkeypatch.chdir(tmp_path)
+    for match in FENCE.finditer(page.read_text(encoding="utf-8")):
+        if title := re.search(r'title="([^"]+)"', match.group(3)):
+            Path(title.group(1)).parent.mkdir(parents=True, exist_ok=True)
+            Path(title.group(1)).write_text(match.group(4))
+    faults = []
+    for where, words in commands(page):
+        arguments = stage_arguments(words)
+        if arguments and not {"--help", "-h"} & set(arguments):
+            try:
+                configure([word for word in arguments if word != "--print_config"])
+            except UserError as error:
+                faults.append(f"{where}: {error}")
+    assert not faults, "\n".join(faults)
+
+
+@each_page
+def test_every_command_named_in_a_sentence_exists(page):
+    for match in INLINE.finditer(page.read_text(encoding="utf-8")):
+        words = shlex.split(match.group(1))
+        if words[0][0].islower():
+            find_command(words)
+
+
+@each_page
 def test_every_python_snippet_compiles(page):
     for line, snippet in fences(page, "python"):
         compile("\n" * (line - 1) + snippet, str(page), "exec")

@@ -37,7 +37,7 @@ def hand_over(
         dtype=stored_dtype(precision),
         probes=[_probe(question, tokenizer, template) for question in _QUESTIONS],
     )
-    tokenizer.save(target, chat_template=None if template is None else template.jinja)
+    tokenizer.save(target, chat_template=None if template is None else template.export_jinja(tokenizer))
     facts = {
         "parameters": f"{config.n_parameters:,}",
         "optimizer steps": fitted.steps,

@@ -116,6 +116,15 @@ def test_a_tilde_is_the_home_directory(monkeypatch):
     assert load("sft", Lesson, ["--ckpt_paths", "~/m", "n"]).ckpt_paths == [Path("/home/ada/m"), Path("n")]
 
 
+def test_a_setting_that_may_be_a_number_or_text_is_a_number_where_it_can_be():
+    @dataclass(frozen=True, kw_only=True)
+    class Mixed:
+        amount: str | int = 0
+
+    values = [load("sft", Mixed, ["--amount", word]).amount for word in ("5", "all", "5 or so")]
+    assert values == [5, "all", "5 or so"]
+
+
 def test_words_without_a_flag_belong_to_the_positional_field():
     for words in (["m", "--lr", "1"], ["--lr", "1", "m"], ["--pack_samples", "m"], ["--lr=1", "--", "m"]):
         config = load("chat", Lesson, words, positional="ckpt_paths")
@@ -192,6 +201,7 @@ def test_every_mistake_of_both_sources_is_told_at_once(tmp_path):
         ),
         (["--betas"], "sft: --betas: was nothing, accepted: 2 values: a number, a number"),
         (["--lr", "0"], "sft: lr: was 0.0, wanted more than 0\nbetas: so are these"),
+        (["--no_pack_samples=1"], "sft: --no_pack_samples: no such setting, did you mean --pack_samples?"),
         (["--config"], "sft: --config: takes a value"),
         (["--config", "none.yaml"], "sft: --config: cannot read none.yaml: no such file or directory"),
         (["--config", "."], "sft: --config: cannot read .: is a directory"),

@@ -1,0 +1,177 @@
+"""`tutelage chat` through a pipe, and what `tutelage generate` puts on standard output."""
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_chat import GREEDY, byte_tokenizer, completion_of, message, session_of, tiny_model
+
+from tutelage import cli
+from tutelage.checkpoint.hf import save_model
+from tutelage.infer.engine import generate
+
+
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory) -> Path:
+    """A run's directory with a tiny random model in it."""
+    directory = tmp_path_factory.mktemp("run")
+    model = tiny_model()
+    save_model(model, model.config, directory / "model", dtype=torch.float32)
+    byte_tokenizer().save(directory / "model")
+    return directory
+
+
+def tell(capsys, monkeypatch, words: list[str], typed: str | bytes = "") -> tuple[int, str, str]:
+    """The exit code, standard output and standard error of a command that reads `typed` from a pipe."""
+    data = typed.encode() if isinstance(typed, str) else typed
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "utf-8", "surrogateescape"))
+    code = 0
+    try:
+        cli.main(words)
+    except SystemExit as end:
+        code = end.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_chat_through_a_pipe_prints_the_answers_only(capsys, monkeypatch, model_directory):
+    words = ["chat", str(model_directory), "--temperature", "0", "--max_new_tokens", "12"]
+    lines = ["Be brief.", "hi", "", "again", "!!reset", "", "hi"]
+    code, out, err = tell(capsys, monkeypatch, words, "\n".join(lines))
+    session = session_of(system="Be brief.")
+    expected = [session.ask("hi").text, session.ask("again").text]
+    session.reset()
+    expected.append(session.ask("hi").text)
+    assert (code, out) == (0, "".join(text + "\n" for text in expected))
+    assert "Traceback" not in err
+
+
+def test_chat_with_a_system_message_asks_for_none_until_reset(capsys, monkeypatch, model_directory):
+    words = ["chat", str(model_directory / "model"), "--system", "S", "--temperature=0", "--max_new_tokens=9"]
+    code, out, _ = tell(capsys, monkeypatch, words, b"hi\n  !!reset \nT\r\nhi \xff\n")
+    first, second = (session_of(system=system, max_new_tokens=9) for system in ("S", "T"))
+    assert (code, out) == (0, first.ask("hi").text + "\n" + second.ask("hi ?").text + "\n")
+
+
+def test_chat_survives_a_message_that_is_too_long(capsys, monkeypatch, model_directory):
+    words = ["chat", str(model_directory), "--system=", "--temperature=0", "--max_new_tokens=9"]
+    code, out, err = tell(capsys, monkeypatch, words, "x" * 600 + "\nhi\n")
+    assert (code, out) == (0, session_of(max_new_tokens=9).ask("hi").text + "\n")
+    assert "error: this message makes a prompt of 619 tokens" in err
+
+
+def test_generate_prints_completions_and_nothing_else(capsys, monkeypatch, model_directory):
+    prompts = ["hi", "a longer question", "ünï 🦜"]
+    expected = [completion_of(session_of(), [message("user", text)]) for text in prompts]
+    for extra in ([], ["--batch_size", "1"], ["--batch-size=2"]):
+        words = ["generate", str(model_directory), "--max_new_tokens", "12", *extra, "--prompt", *prompts]
+        assert tell(capsys, monkeypatch, words) == (0, "".join(text + "\n" for text in expected), "")
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_generate_raw_takes_the_prompt_as_it_is(capsys, monkeypatch, model_directory, tmp_path, bos):
+    """After BOS, where the tokenizer's own files put it before every text, as in pretraining."""
+    directory = tmp_path / "model"
+    shutil.copytree(model_directory / "model", directory)
+    model, tokenizer = tiny_model(), byte_tokenizer()
+    if bos:
+        tokenizer.settings |= {"bos_token": "<|endoftext|>", "add_bos_token": True}
+        tokenizer.save(directory)
+    prompt = [tokenizer.control["<|endoftext|>"]] * bos + tokenizer.encode("<|im_end|> x")
+    (done,) = generate(model, [prompt], GREEDY, max_new_tokens=7, stop={tokenizer.eos})
+    words = ["generate", str(directory), "--raw", "--prompt=<|im_end|> x", "--max_new_tokens", "7"]
+    assert tell(capsys, monkeypatch, words) == (0, tokenizer.decode(done.tokens) + "\n", "")
+
+
+def test_a_sampled_answer_does_not_depend_on_the_batch_size(capsys, monkeypatch, model_directory):
+    words = ["generate", str(model_directory), "--temperature", "1", "--seed", "3", "--max_new_tokens", "9"]
+    words += ["--prompt", *["hi"] * 5]
+    outputs = [tell(capsys, monkeypatch, [*words, "--batch_size", size])[1] for size in ("1", "2", "5")]
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert len(set(outputs[0].splitlines())) > 1
+
+
+def test_generate_reads_and_writes_json_lines(capsys, monkeypatch, model_directory, tmp_path):
+    messages = [message("system", "S"), message("user", "hi")]
+    records = [{"prompt": "hi", "id": 7}, {"messages": messages, "id": 8}]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n\n".join(map(json.dumps, records)) + "\n")
+    words = ["generate", str(model_directory), "--input", str(source), "--max_new_tokens", "12"]
+    answers = [completion_of(session_of(), each) for each in ([message("user", "hi")], messages)]
+    assert tell(capsys, monkeypatch, words) == (0, "".join(text + "\n" for text in answers), "")
+    code, out, _ = tell(capsys, monkeypatch, [*words, "--output", str(target)])
+    assert (code, out) == (0, "")
+    assert [json.loads(line) for line in target.read_text().splitlines()] == [
+        {"prompt": "hi", "id": 7, "completion": answers[0]},
+        {"messages": [*messages, message("assistant", answers[1])], "id": 8},
+    ]
+
+
+def test_a_system_message_may_be_given_once(capsys, monkeypatch, model_directory, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"messages": [message("system", "S"), message("user", "hi")]}))
+    words = ["generate", str(model_directory), "--input", str(source), "--system", "T"]
+    fault = f"{source}:1: messages begin with a system message, and --system is given too"
+    assert tell(capsys, monkeypatch, words) == (2, "", f"error: 1 prompts cannot be used\n{fault}\n")
+    expected = completion_of(session_of(), [message("system", "T"), message("user", "hi")])
+    words = ["generate", str(model_directory), "--prompt", "hi", "--system", "T", "--max_new_tokens", "12"]
+    assert tell(capsys, monkeypatch, words) == (0, expected + "\n", "")
+
+
+def test_prompts_that_cannot_be_used_are_told_with_their_line(capsys, monkeypatch, model_directory, tmp_path):
+    source = tmp_path / "in.jsonl"
+    lines = [
+        '{"prompt": 3}',
+        "{",
+        '{"text": "x"}',
+        "[]",
+        '{"messages": []}',
+        '{"messages": [{"role": "me"}]}',
+    ]
+    lines += [json.dumps({"prompt": "x" * 600}), '{"prompt": "good"}']
+    source.write_text("\n".join(lines))
+    code, out, err = tell(capsys, monkeypatch, ["generate", str(model_directory), "--input", str(source)])
+    assert (code, out) == (2, "")
+    assert err.splitlines()[0] == "error: 7 prompts cannot be used"
+    assert err.splitlines()[1:] == [
+        f"{source}:1: prompt is not a string",
+        f"{source}:2: not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        f'{source}:3: not an object with either "prompt" or "messages"',
+        f'{source}:4: not an object with either "prompt" or "messages"',
+        f"{source}:5: messages is empty",
+        f"{source}:6: message 1 has no content",
+        f"{source}:7: 619 tokens, and the model's context holds 512, the answer included",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "generate: give either prompt or input"),
+        (["--prompt", "a", "--input", "b"], "generate: give either prompt or input"),
+        (
+            ["--prompt", "a", "--raw", "--system", "b", "--top_p", "0", "--batch_size", "0"],
+            "generate: top_p is 0.0, must be above 0 and at most 1 (no limit)",
+        ),
+        (["--raw", "--prompt", ""], "1 prompts cannot be used\nprompt 1: the prompt is empty; a model needs"),
+        (["--prompt", "a", "--device", "tpu9"], "device tpu9 is no device: cuda, cuda:1, cpu or auto"),
+        (["--input", "none.jsonl"], "input: cannot read none.jsonl: no such file or directory"),
+        (["--prompt", "a", "--output", "no/x.jsonl"], "output: cannot write no/x.jsonl: no such file"),
+        (["--prompt", "a", "--template_config", "llama3_instruct"], "template llama3_instruct writes"),
+    ],
+)
+def test_mistakes_are_named(capsys, monkeypatch, model_directory, words, message):
+    code, out, err = tell(capsys, monkeypatch, ["generate", str(model_directory), *words])
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+
+
+def test_a_run_without_a_result_is_refused(capsys, monkeypatch, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    words = ["generate", str(tmp_path), "--prompt", "a"]
+    message = f"error: {tmp_path} is a run without a result; end it with the same command and --resume\n"
+    assert tell(capsys, monkeypatch, words) == (2, "", message)

@@ -34,7 +34,7 @@ def life(tmp_path_factory) -> tuple[Path, str]:
 def test_every_stage_is_a_command_that_parses(life):
     _, printed = life
     names = [configure(words)[0] for words in stages(printed)]
-    assert names == ["tokenizer train", "pretrain", *["generate"] * 2, "sft", *["generate"] * 3]
+    assert names == ["data build", "tokenizer train", "pretrain", *["generate"] * 2, "sft", *["generate"] * 3]
 
 
 def test_everything_lies_where_it_says(life):
@@ -60,7 +60,7 @@ def test_the_same_command_again_leaves_what_is_there_and_goes_on_with_what_is_no
     assert done.returncode == 0, done.stderr
     assert [words[0] for words in stages(done.stdout)].count("sft") == 1
     assert "--resume" in next(words for words in stages(done.stdout) if words[0] == "sft")
-    assert not [words for words in stages(done.stdout) if words[0] in ("tokenizer", "pretrain")]
+    assert not [words for words in stages(done.stdout) if words[0] in ("data", "tokenizer", "pretrain")]
     assert (directory / "pretrain" / "model" / "model.safetensors").read_bytes() == before
     assert weights.read_bytes() == trained
 
@@ -70,7 +70,7 @@ def test_a_stage_that_fails_ends_it_with_the_same_exit_code(tmp_path):
     done = quickstart(tmp_path, "--smoke")
     assert done.returncode == 2
     assert done.stderr.count("error:") == 1
-    assert [words[0] for words in stages(done.stdout)] == ["tokenizer"]
+    assert [words[0] for words in stages(done.stdout)] == ["data", "tokenizer"]
 
 
 @pytest.mark.slow

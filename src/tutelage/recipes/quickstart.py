@@ -90,17 +90,15 @@ def run(config: QuickstartConfig) -> None:
 
 def _make_data(directory: Path, size: _Size, seed: int) -> None:
     """The stories and conversations of `seed`, and the prompts that the model is judged by."""
-    from tutelage.data.stories import write
-
     if not (directory / "prompts.jsonl").exists():
-        write(directory, stories=size.stories, conversations=size.conversations, seed=seed)
+        counts = ["--stories", str(size.stories), "--conversations", str(size.conversations)]
+        _tutelage("data", "build", "stories", "--output_dir", str(directory), *counts, "--seed", str(seed))
         chats = [json.loads(line) for line in (directory / "held_out.jsonl").open(encoding="utf-8")]
         prompts = [{"messages": chat["messages"][:-1]} for chat in chats[: size.judged]]
         lines = [json.dumps(prompt) + "\n" for prompt in prompts]
         (directory / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
-    first = (directory / "stories.txt").open(encoding="utf-8").readline()
-    counts = f"{size.stories:,} lines of stories, {size.conversations:,} conversations"
-    _say(f"{directory}: {counts}; the first line is\n{first}")
+    with (directory / "stories.txt").open(encoding="utf-8") as file:
+        _say(f"the first line of {directory / 'stories.txt'} is\n{file.readline().rstrip()}")
 
 
 def _train(stage: str, directory: Path, words: list[str]) -> None:

@@ -11,7 +11,7 @@ from gguf_files import write, write_settings
 from materials import llama3_tokenizer_dir, mistral_sentencepiece, qwen_tokenizer_dir
 from transformers import AutoTokenizer
 
-from tutelage.checkpoint.hf import load_tokenizer
+from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.errors import UserError
 
 TEXTS = [

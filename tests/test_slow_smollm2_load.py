@@ -11,7 +11,8 @@ from tiny_models import oracle
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tutelage.checkpoint.hf import check_files, load_config, load_model, load_tokenizer, save_model
+from tutelage.checkpoint.hf import check_files, load_config, load_model, save_model
+from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.model.cache import KVCache
 
 pytestmark = pytest.mark.slow

@@ -3,10 +3,8 @@
 H heads   C head dim
 """
 
-import json
 import re
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,10 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 from torch import Tensor
 
-from tutelage.checkpoint.gguf_file import Header, Stored, read_header
-from tutelage.checkpoint.gguf_tokenizer import tokenizer_parts
+from tutelage.checkpoint.gguf_file import Header, Stored, header_of
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.rope import frequencies
-from tutelage.text.tokenizer import Tokenizer
 
 _FAMILIES = {"llama": "llama", "qwen2": "qwen2"}  # Mistral comes as llama
 _NAMES = {
@@ -58,7 +54,7 @@ class GGUFSource:
     def __init__(self, path: Path):
         self.where = str(path)
         self.problems: list[str] = []
-        self._header = _header(path)
+        self._header = header_of(path)
         self._stored = {_hf_name(name): name for name in self._header.tensors if name != _ROPE_FACTORS}
         self.shapes = {name: self._header.tensors[stored].shape for name, stored in self._stored.items()}
         config = gguf_config(path)
@@ -98,7 +94,7 @@ class GGUFSource:
 
 def gguf_config(path: Path) -> ModelConfig:
     """The shape of the model in a GGUF file."""
-    header = _header(path)
+    header = header_of(path)
     settings = header.settings
     architecture = settings.get("general.architecture")
     if architecture not in _FAMILIES:
@@ -139,22 +135,6 @@ def gguf_config(path: Path) -> ModelConfig:
         pad=settings.get("tokenizer.ggml.padding_token_id"),
     )
     return _with_window(_with_rope_scaling(config, header), setting("attention.sliding_window", 0))
-
-
-def gguf_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer that a GGUF file carries, control tokens and chat template included."""
-    tokenizer_json, tokenizer_config = tokenizer_parts(_header(path))
-    return Tokenizer(json.dumps(tokenizer_json, ensure_ascii=False), tokenizer_config)
-
-
-@lru_cache(maxsize=2)
-def _header_as_of(path: Path, changed: int) -> Header:
-    return read_header(path)
-
-
-def _header(path: Path) -> Header:
-    """The header, read once for config, weights and tokenizer."""
-    return _header_as_of(path, path.stat().st_mtime_ns)
 
 
 def _hf_name(name: str) -> str:

@@ -7,6 +7,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -117,3 +118,13 @@ def _string(file: BinaryIO) -> str:
 def _fixed(file: BinaryIO, layout: str) -> tuple[Any, ...]:
     layout = f"<{layout}"
     return struct.unpack(layout, file.read(struct.calcsize(layout)))
+
+
+@lru_cache(maxsize=2)
+def _header_as_of(path: Path, changed: int) -> Header:
+    return read_header(path)
+
+
+def header_of(path: Path) -> Header:
+    """The header, read once for config, weights and tokenizer."""
+    return _header_as_of(path, path.stat().st_mtime_ns)

@@ -15,14 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tutelage.checkpoint.gguf import GGUFSource, gguf_config, gguf_tokenizer
+from tutelage.checkpoint.gguf import GGUFSource, gguf_config
 from tutelage.checkpoint.hub import local_path
 from tutelage.checkpoint.shards import INDEX, SINGLE, Shards
 from tutelage.checkpoint.source import Source, check, fill, parameter_shapes
+from tutelage.checkpoint.tokenizer import find_gguf
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
-from tutelage.text.tokenizer import Tokenizer
 
 
 def load_config(path: str | Path) -> ModelConfig:
@@ -47,33 +47,6 @@ def load_model(
     """
     config, source = _open(local_path(path))
     return fill(config, source, dtype or source.dtype, device)
-
-
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of the model at `path` (a directory, a .gguf file or a hub id)."""
-    path = local_path(path)
-    gguf = find_gguf(path)
-    if gguf and not (path / "tokenizer.json").exists():
-        return gguf_tokenizer(gguf)
-    return Tokenizer.load(path)
-
-
-def find_gguf(path: Path) -> Path | None:
-    """The GGUF file that `path` is, or that a directory without safetensors holds alone."""
-    if path.is_file():
-        if path.suffix == ".gguf":
-            return path
-        raise UserError(
-            f"{path} is a file, but no .gguf; give the directory with config.json and the weights"
-        )
-    found = sorted(path.glob("*.gguf"))
-    if not found or any(path.glob("*.safetensors")) or (path / INDEX).exists():
-        return None
-    if len(found) > 1:
-        raise UserError(
-            f"{path} holds {len(found)} .gguf files; give one: {', '.join(f.name for f in found)}"
-        )
-    return found[0]
 
 
 def _open(path: Path) -> tuple[ModelConfig, Source]:

@@ -74,7 +74,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None) 
     if layout.kind == "causal":
         return masked_attention(q, k, v, layout.masks[window])
     if layout.kind == "segments":
-        return _attend_segments(q, k, v, layout.buckets, window)
+        return _attend_segments(q, k, v, layout.buckets, window)  # pyright: ignore[reportCallIssue]
     if layout.kind == "flex":
         return _flex_attention()(q, k, v, block_mask=layout.masks[window], enable_gqa=True)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=layout.masks[window], enable_gqa=True)

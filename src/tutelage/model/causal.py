@@ -1,8 +1,8 @@
 """Causal attention on CPU in bfloat16: PyTorch's fused forward, with a backward made of batched matmuls.
 
 PyTorch's fused backward spends 0.3 ms on every head of every document, however short (measured on 2.13: 42 ms
-for 16 documents of 35 tokens and 9 heads, where this takes 3). The softmax is formed again from its normaliser
-in blocks that fit the cache, nothing of size T x T is kept (FlashAttention-2, arxiv.org/abs/2307.08691).
+for 16 documents of 35 tokens and 9 heads, where this takes 3). Here the softmax is formed again from its
+normaliser in blocks that fit the cache: nothing of size T x T is kept (FlashAttention-2, arxiv 2307.08691).
 
 B rows   T positions   H query heads   K kv heads   G = H / K   C head dim
 n of the B·K   t queries of a block   s keys they see

@@ -51,8 +51,6 @@ def attend_buckets(
     """(B, H, T, C), (B, K, T, C), (B, K, T, C) -> (B, H, T, C), 0 in padding; `masks` by bucket."""
     if not buckets:  # a row of padding, as batches that top up a step are
         return torch.zeros_like(q)
-    if not buckets:
-        return q * 0  # only padding
     B, H, T, C = q.shape
     flat = [x.transpose(1, 2).reshape(B * T, -1, C) for x in (q, k, v)]  # (B·T, H or K, C)
     outputs = []

@@ -3,7 +3,7 @@
     tutelage data build stories --output_dir data
 
 `stories` makes small stories up: stories.txt, a document a line, to pretrain on; chats.jsonl, conversations
-to fine-tune on; held_out.jsonl, conversations about stories that are in neither. A seed always writes the same.
+to fine-tune on; held_out.jsonl, conversations about stories in neither. A seed writes the same each time.
 """
 
 from dataclasses import dataclass

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 class DataShowConfig:
     # Data
     train_data_paths: tuple[str, ...]  # jsonl:FILE with messages, text:FILE with a document a line
+    train_data_splits: tuple[
+        str, ...
+    ] = ()  # of each path that is a data set of the hub or local:; - for files
     train_num_samples: tuple[float, ...] = ()  # of each path: above 1 a count, up to 1 a share, -1 all
     skip_bad_rows: bool = False  # count rows that cannot be used and go on without them
     num_data_workers: int = 1  # processes that encode
@@ -65,18 +68,29 @@ def run(config: DataShowConfig) -> None:
 
     from tutelage.data.cut import cut
     from tutelage.data.dataset import encode_paths
+    from tutelage.data.saved import as_files
     from tutelage.report.inspect import histogram, show_line
 
-    tokenizer, template = _text_of(config)
-    store, faults = encode_paths(
+    def log(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    files = as_files(
         config.train_data_paths,
+        config.train_data_splits,
+        cache_dir=config.cache_dir,
+        log=log,
+        flag="--train_data_splits",
+    )
+    tokenizer, template = _text_of(config, files)
+    store, faults = encode_paths(
+        files,
         num_samples=config.train_num_samples,
         template=template,
         tokenizer=tokenizer,
         skip_bad_rows=config.skip_bad_rows,
         workers=config.num_data_workers,
         cache_dir=config.cache_dir,
-        log=lambda line: print(line, file=sys.stderr, flush=True),
+        log=log,
     )
     kept, report = cut(store, max_seq_len=config.max_seq_len, too_long=config.too_long, faults=faults)
     console = Console()
@@ -85,15 +99,14 @@ def run(config: DataShowConfig) -> None:
         show_line(console, Text(line))
 
 
-def _text_of(config: DataShowConfig) -> tuple[Tokenizer, Template | None]:
+def _text_of(config: DataShowConfig, files: list[str]) -> tuple[Tokenizer, Template | None]:
     """The tokenizer, and a template if there are conversations to render."""
-    from tutelage.checkpoint.hub import local_path
+    from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.data.read import parse_sources
     from tutelage.text.template import Template
-    from tutelage.text.tokenizer import Tokenizer
 
-    sources = parse_sources(config.train_data_paths)
-    tokenizer = Tokenizer.load(local_path(config.ckpt_paths[0]))
+    sources = parse_sources(files)
+    tokenizer = load_tokenizer(config.ckpt_paths[0])
     if all(source.kind == "text" for source in sources):
         return tokenizer, None
     named = config.template_config

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,15 @@ from tutelage.errors import Interrupted, UserError
 from tutelage.model.transformer import Transformer
 from tutelage.objectives.base import Objective
 from tutelage.recipes.training import TrainingConfig
-from tutelage.report.metrics import MetricsFile, TensorBoard, WeightsAndBiases, Writer
+from tutelage.report.metrics import MetricsFile, TensorBoard, WeightsAndBiases, Writer, read_rows
 from tutelage.report.progress import ProgressBar
 from tutelage.train import optim, precision, surgery
 from tutelage.train.evaluate import evaluate
 from tutelage.train.interrupt import Signals
-from tutelage.train.saver import Saver, newest
+from tutelage.train.saver import Saver, is_full, newest
 from tutelage.train.trainer import Metrics, NonFiniteLossError, Trainer, every
+
+_ROWS_NAMED = 20  # of a step that cannot be trained on
 
 
 @dataclass(slots=True)
@@ -70,6 +73,7 @@ def fit(
     directory: Path,
 ) -> Fitted:
     """Train to the end, or save and raise Interrupted at a signal. Resumes if the settings say so."""
+    torch.manual_seed(config.seed)
     steps = total_steps(config, loader)
     weights = precision.masters(model, config.precision)
     model.attention_impl = config.attention_impl
@@ -81,28 +85,55 @@ def fit(
     trainer = Trainer(model, objective, loader, optimizer, schedule, steps=steps, clip=config.clip_grad_norm)
     saver = Saver(directory / "checkpoints", weights, optimizer, keep=config.max_checkpoints)
     optim.allocate_state(optimizer)
+    fitted = Fitted(weights, steps, {}, {})
     checkpoint = newest(saver.directory) if config.resume else None
     if checkpoint is not None:
         state = saver.load(checkpoint)
         trainer.step = state["step"]
         loader.restore(state["data"])
+        fitted.last, fitted.validation = _recall(directory / "metrics.jsonl", trainer.step)
     precision.follow(model, weights, optimizer)
-    fitted = Fitted(weights, steps, {}, {})
-    with ExitStack() as stack:
-        bar = stack.enter_context(ProgressBar(steps=steps, done=trainer.step, print_freq=config.print_freq))
-        bar.say(f"resumed from {checkpoint}" if checkpoint else f"{steps} steps of {loader_words(config)}")
-        if trainer.step < steps:
-            _rehearse(trainer, loader, bar)
-        writers = _writers(config, directory, trainer.step)
-        for writer in writers:
-            stack.callback(writer.close)
-        signals = stack.enter_context(Signals())
-        trainer.hooks = _hooks(config, trainer, saver, validation, bar, writers, signals, fitted)
-        try:
-            trainer.fit()
-        except NonFiniteLossError as error:
-            raise UserError(_non_finite(error, loader, saver)) from error
+    try:
+        with ExitStack() as stack:
+            stack.callback(loader.close)
+            _train(config, trainer, loader, saver, validation, directory, fitted, stack)
+    except NonFiniteLossError as error:
+        raise UserError(_non_finite(error, config, loader, saver)) from error
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise saver.full_disk(f"the numbers of step {trainer.step}") from error
     return fitted
+
+
+def _train(
+    config: TrainingConfig,
+    trainer: Trainer,
+    loader: Loader,
+    saver: Saver,
+    validation: Loader | None,
+    directory: Path,
+    fitted: Fitted,
+    stack: ExitStack,
+) -> None:
+    """Rehearse, then train under a progress bar, with writers and signals that `stack` closes."""
+    bar = stack.enter_context(
+        ProgressBar(steps=trainer.steps, done=trainer.step, print_freq=config.print_freq)
+    )
+    if trainer.step:
+        bar.say(f"resumed at step {trainer.step} of {trainer.steps}")
+    if trainer.step < trainer.steps:
+        _rehearse(trainer, loader, bar)
+    writers = _writers(config, directory, trainer.step)
+    for writer in writers:
+        stack.callback(writer.close)
+    signals = stack.enter_context(
+        Signals(
+            lambda received: bar.say(f"{received.name}: this step ends and is saved; again stops at once")
+        )
+    )
+    trainer.hooks = _hooks(config, loader, saver, validation, bar, writers, signals, fitted)
+    trainer.fit()
 
 
 def loader_words(config: TrainingConfig) -> str:
@@ -113,7 +144,7 @@ def loader_words(config: TrainingConfig) -> str:
 
 def _hooks(
     config: TrainingConfig,
-    trainer: Trainer,
+    loader: Loader,
     saver: Saver,
     validation: Loader | None,
     bar: ProgressBar,
@@ -132,7 +163,7 @@ def _hooks(
             writer.write(trainer.step, {**metrics, **speed})
 
     def save(trainer: Trainer, metrics: Metrics) -> None:
-        saver.save(trainer.step, {"data": trainer.source.state()})
+        saver.save(trainer.step, {"data": loader.state()})
 
     def stop(trainer: Trainer, metrics: Metrics) -> None:
         if signals.received is not None:
@@ -143,8 +174,12 @@ def _hooks(
     def save_last(trainer: Trainer, metrics: Metrics) -> None:
         if trainer.step == trainer.steps:
             save(trainer, metrics)
+            saver.prune()
 
-    return [report, every(config.save_freq, save), save_last, stop]
+    def prune(trainer: Trainer, metrics: Metrics) -> None:
+        saver.prune()
+
+    return [report, prune, every(config.save_freq, save), save_last, stop]
 
 
 def _validate(trainer: Trainer, validation: Loader, bar: ProgressBar) -> Metrics:
@@ -190,11 +225,28 @@ def _writers(config: TrainingConfig, directory: Path, step: int) -> list[Writer]
     return writers
 
 
-def _non_finite(error: NonFiniteLossError, loader: Loader, saver: Saver) -> str:
+def _recall(path: Path, step: int) -> tuple[Metrics, Metrics]:
+    """The numbers of a step and of the last validation up to it, as an earlier part of the run wrote them."""
+    rows = [row for row in read_rows(path) if row["step"] <= step]
+    validations = [row for row in rows if "val_loss" in row]
+    validation = validations[-1] if validations else {}
+    return rows[-1] if rows else {}, {
+        name.removeprefix("val_"): value for name, value in validation.items() if name.startswith("val_")
+    }
+
+
+def _non_finite(error: NonFiniteLossError, config: TrainingConfig, loader: Loader, saver: Saver) -> str:
     last = newest(saver.directory)
     kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"
-    ids = ", ".join(loader.last_ids[:20]) + (", ..." if len(loader.last_ids) > 20 else "")
+    places = [_place(name, config.train_data_paths) for name in loader.last_ids]
+    rows = ", ".join(places[:_ROWS_NAMED]) + (", ..." if len(places) > _ROWS_NAMED else "")
     return (
-        f"{error}; the weights were not touched. The step's rows (path-line): {ids}; "
-        f"{kept}. Look at these rows with `tutelage data show`; otherwise lower --lr or raise --warmup_steps"
+        f"{error}; the weights were not touched. The step's rows: {rows}; {kept}. "
+        "Look at these rows with `tutelage data show`; otherwise lower --lr or raise --warmup_steps"
     )
+
+
+def _place(name: str, paths: Sequence[str]) -> str:
+    """`0-17`, a sample's id, as the line of a file."""
+    path, _, line = name.partition("-")
+    return f"{paths[int(path)]}:{line}"

@@ -70,12 +70,10 @@ def model_path(name: str) -> Path:
 
 def load_text(config: InferenceConfig, *, raw: bool = False) -> tuple[Tokenizer, Template | None]:
     """The tokenizer and the template, None if prompts are `raw`; mistakes show before weights load."""
-    from tutelage.checkpoint.hf import find_gguf
+    from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.text.template import Template
-    from tutelage.text.tokenizer import Tokenizer
 
-    path = model_path(config.ckpt_paths[0])
-    tokenizer = Tokenizer.load(find_gguf(path) or path)
+    tokenizer = load_tokenizer(model_path(config.ckpt_paths[0]))
     if raw:
         return tokenizer, None
     name = config.template_config

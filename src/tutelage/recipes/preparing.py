@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from tutelage import dist
 from tutelage.checkpoint.hf import check_files
-from tutelage.checkpoint.hub import local_path
+from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.data.dataset import prepare
 from tutelage.data.loader import Loader
 from tutelage.data.saved import as_files
@@ -26,16 +27,16 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def text_of(model: str, template_config: str | None) -> tuple[Tokenizer, Template]:
+def text_of(model: Path, template_config: str | None) -> tuple[Tokenizer, Template]:
     """The model's tokenizer, and the template that was named or that the model's own is."""
-    tokenizer = Tokenizer.load(local_path(model))
+    tokenizer = load_tokenizer(model)
     template = Template.load(template_config) if template_config else Template.recognise(tokenizer)
     template.check(tokenizer)
     say(f"chat template: {template.name}" + ("" if template_config else " (recognised as the model's own)"))
     return tokenizer, template
 
 
-def check_model(model: str, config: ModelConfig, tokenizer: Tokenizer) -> None:
+def check_model(model: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
     """Refuse weights that do not fit their config, and a tokenizer that does not fit the model."""
     check_files(model)
     if tokenizer.size > config.vocab_size:

@@ -43,14 +43,16 @@ def run(config: SFTConfig) -> None:
     from tutelage.objectives.language import NextToken
     from tutelage.recipes.fitting import device_of, fit
     from tutelage.recipes.handing_over import hand_over
+    from tutelage.recipes.inference import model_path
     from tutelage.recipes.preparing import check_model, loaders, plan, text_of
     from tutelage.recipes.run_directory import open_run
     from tutelage.train.precision import load_dtype
 
     device = device_of(config)
-    model_config = load_config(config.ckpt_paths[0])
-    tokenizer, template = text_of(config.ckpt_paths[0], config.template_config)
-    check_model(config.ckpt_paths[0], model_config, tokenizer)
+    base = model_path(config.ckpt_paths[0])
+    model_config = load_config(base)
+    tokenizer, template = text_of(base, config.template_config)
+    check_model(base, model_config, tokenizer)
     training, validation = loaders(
         config,
         tokenizer,
@@ -63,7 +65,7 @@ def run(config: SFTConfig) -> None:
     if config.dry_run:
         return
     directory = open_run(config, "sft")
-    model = load_model(config.ckpt_paths[0], dtype=load_dtype(config.precision), device=device)
+    model = load_model(base, dtype=load_dtype(config.precision), device=device)
     objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
     fitted = fit(config, model, objective, training, validation, directory)
     stops = tuple(sorted({*template.stop_ids(tokenizer), *model_config.eos}))

@@ -52,7 +52,9 @@ def follow(model: nn.Module, masters: dict[str, nn.Parameter], optimizer: Optimi
 
     @torch.no_grad()
     def copy(*_: object) -> None:
-        torch._foreach_copy_([p for p, _ in pairs], [master for _, master in pairs])
+        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+            [p for p, _ in pairs], [master for _, master in pairs]
+        )
 
     copy()
     optimizer.register_step_post_hook(copy)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
@@ -80,7 +81,7 @@ class Trainer:
         sums = self._accumulate(batches)
         gradients = self._gradients()
         norm = get_total_norm(gradients)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP2 gives a DTensor
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # sharded by FSDP2
         values = torch.stack([*sums.values(), norm.float()]).tolist()  # the step's one wait for the device
         report = dict(zip([*sums, "grad_norm"], values, strict=True))
         weight = report.pop("weight")
@@ -89,7 +90,7 @@ class Trainer:
             self.optimizer.zero_grad()
             raise NonFiniteLossError(f"step {self.step + 1}: loss {loss}, gradient norm {norm_value}")
         shrink = min(1.0, self.clip / norm_value) if self.clip and norm_value else 1.0
-        torch._foreach_mul_(gradients, shrink / (weight or 1.0))
+        torch._foreach_mul_(gradients, shrink / (weight or 1.0))  # pyright: ignore[reportPrivateImportUsage]
         self.optimizer.step()
         self.optimizer.zero_grad()
         counts = {name: report.pop(name) for name in ("tokens", "learned")}

@@ -1,0 +1,42 @@
+"""The tokenizer of a model, wherever it lies; weights and torch are left alone."""
+
+import json
+from pathlib import Path
+
+from tutelage.checkpoint.gguf_file import header_of
+from tutelage.checkpoint.gguf_tokenizer import tokenizer_parts
+from tutelage.checkpoint.hub import local_path
+from tutelage.errors import UserError
+from tutelage.text.tokenizer import Tokenizer
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of the model at `path` (a directory, a .gguf file or a hub id)."""
+    path = local_path(path)
+    gguf = find_gguf(path)
+    if gguf and not (path / "tokenizer.json").exists():
+        return _of_gguf(gguf)
+    return Tokenizer.load(path)
+
+
+def find_gguf(path: Path) -> Path | None:
+    """The GGUF file that `path` is, or that a directory without safetensors holds alone."""
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return path
+        raise UserError(
+            f"{path} is a file, but no .gguf; give the directory with config.json and the weights"
+        )
+    found = sorted(path.glob("*.gguf"))
+    if not found or any(path.glob("*.safetensors")) or (path / "model.safetensors.index.json").exists():
+        return None
+    if len(found) > 1:
+        raise UserError(
+            f"{path} holds {len(found)} .gguf files; give one: {', '.join(f.name for f in found)}"
+        )
+    return found[0]
+
+
+def _of_gguf(path: Path) -> Tokenizer:
+    tokenizer_json, tokenizer_config = tokenizer_parts(header_of(path))
+    return Tokenizer(json.dumps(tokenizer_json, ensure_ascii=False), tokenizer_config)

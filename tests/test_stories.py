@@ -55,6 +55,7 @@ def altered(plot: Plot, rng: Random) -> Plot:
 def test_a_plot_is_read_back_from_its_words():
     rng = Random(1)
     for new in (story(rng) for _ in range(3000)):
+        assert new.plot.animal != new.plot.friend
         assert read(new.text) == new.plot, new.text
 
 
@@ -129,6 +130,7 @@ def test_a_request_that_names_a_mood_wants_it():
     ("old", "new"),
     [
         ("They were very happy.", "They were very"),
+        ("They were very happy.", "They were very happy"),
         ("They were very happy.", ""),
         ("They were very happy.", "They were very happy and sad."),
         ('"I will help you," said Mia', '"I will help you," said Lily'),
@@ -174,6 +176,7 @@ def test_right_answers_are_accepted_and_answers_about_another_story_are_not():
 def test_known_facts_are_told_from_false_ones():
     for question, answer in FACTS.items():
         assert answers(question, answer)
+        assert answers(f"{JACKS_STORY} {question}", answer)
         assert not any(answers(question, other) for other in FACTS.values() if other != answer)
     assert not answers("", "")
     assert not answers("What is the capital of France?", "Paris.")

@@ -117,6 +117,15 @@ def test_conversations_are_learned_from_by_what_is_said(tmp_path):
     assert not spelled & {"messages", "Ġmessages", "assistant", '{"'}
 
 
+@pytest.mark.parametrize("name", ["chatml", "llama3_instruct"])
+def test_the_directory_has_the_template_and_its_control_tokens(tmp_path, name):
+    stories_file = write_stories(tmp_path / "stories.txt")
+    run("--train_data_paths", stories_file, "--output_dir", tmp_path / "t", "--template_config", name)
+    tokenizer = Tokenizer.load(tmp_path / "t")
+    assert Template.recognise(tokenizer).name == name
+    assert set(Template.load(name).file.control) <= set(tokenizer.control)
+
+
 def test_a_vocabulary_of_little_text_is_small_and_says_so(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("hm hm\n")
     run("--train_data_paths", tmp_path / "a.txt", "--output_dir", tmp_path / "t")

@@ -139,7 +139,7 @@ def answers(question: str, answer: str) -> bool:
     """Whether `answer` is right. `question` asks for a known fact, or is a story and a question about it."""
     *body, asked = _sentences(question)
     plot = read(" ".join(body)) if body else None
-    known = words.FACTS if plot is None else questions(plot)
+    known = words.FACTS if plot is None else words.FACTS | questions(plot)
     return known.get(asked) == answer.strip()
 
 

@@ -9,6 +9,7 @@ import torch
 
 from tutelage import dist
 from tutelage.checkpoint.hf import check_files
+from tutelage.checkpoint.source import parameter_shapes
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.data.dataset import prepare
 from tutelage.data.loader import Loader
@@ -20,6 +21,8 @@ from tutelage.recipes.fitting import loader_words, total_steps
 from tutelage.recipes.training import TrainingConfig
 from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer
+from tutelage.train.precision import load_dtype
+from tutelage.train.saver import check_fits, complete, read_state
 
 
 def say(text: str) -> None:
@@ -111,6 +114,33 @@ def plan(config: TrainingConfig, model: ModelConfig, loader: Loader, device: tor
         f"gradients and optimizer take {memory:.2f} GiB, activations come on top"
     )
     say(f"plan: {steps:,} optimizer steps of {loader_words(config)}, {loader.steps_per_epoch(0):,} an epoch")
+
+
+def check_resume(config: TrainingConfig, model: ModelConfig, loader: Loader) -> None:
+    """Say what --resume goes on from; refuse a checkpoint of another model, of other data or past the end."""
+    if not config.resume:
+        return
+    directory = config.output_dir / "checkpoints"
+    whole = complete(directory)
+    torn = sorted(path.name for path in directory.glob("step-*") if path not in whole)
+    if torn:
+        say(f"{directory}: {', '.join(torn)} is not whole and is passed over")
+    if not whole:
+        say(f"{directory} holds no whole checkpoint: nothing to resume, the run starts at step 1")
+        return
+    tensors = {
+        f"model.{name}": torch.empty(shape, dtype=load_dtype(config.precision), device="meta")
+        for name, shape in parameter_shapes(model).items()
+    }
+    check_fits(whole[-1], tensors, kinds=("model.",))
+    state, steps = read_state(whole[-1]), total_steps(config, loader)
+    loader.restore(state["data"])
+    if state["step"] > steps:
+        raise UserError(
+            f"{whole[-1]} is past the end of this run, which has {steps} steps; give --train_steps or "
+            "--train_epochs as before or higher, or start anew with --overwrite"
+        )
+    say(f"resuming from {whole[-1]}")
 
 
 def _preview(config: TrainingConfig, store: SampleStore, tokenizer: Tokenizer) -> None:

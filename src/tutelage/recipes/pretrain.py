@@ -55,7 +55,7 @@ def run(config: PretrainConfig) -> None:
     from tutelage.objectives.language import NextToken
     from tutelage.recipes.fitting import device_of, fit
     from tutelage.recipes.handing_over import hand_over
-    from tutelage.recipes.preparing import loaders, plan
+    from tutelage.recipes.preparing import check_resume, loaders, plan
     from tutelage.recipes.run_directory import open_run
     from tutelage.text.tokenizer import Tokenizer
 
@@ -80,6 +80,7 @@ def run(config: PretrainConfig) -> None:
         config, tokenizer, None, reduction="tokens", too_long="split", allow_unmasked=True
     )
     plan(config, model_config, training, device)
+    check_resume(config, model_config, training)
     if config.dry_run:
         return
     directory = open_run(config, "pretrain")

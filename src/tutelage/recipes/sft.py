@@ -44,7 +44,7 @@ def run(config: SFTConfig) -> None:
     from tutelage.recipes.fitting import device_of, fit
     from tutelage.recipes.handing_over import hand_over
     from tutelage.recipes.inference import model_path
-    from tutelage.recipes.preparing import check_model, loaders, plan, text_of
+    from tutelage.recipes.preparing import check_model, check_resume, loaders, plan, text_of
     from tutelage.recipes.run_directory import open_run
     from tutelage.train.precision import load_dtype
 
@@ -62,6 +62,7 @@ def run(config: SFTConfig) -> None:
         allow_unmasked=config.allow_unmasked,
     )
     plan(config, model_config, training, device)
+    check_resume(config, model_config, training)
     if config.dry_run:
         return
     directory = open_run(config, "sft")

@@ -1,8 +1,12 @@
 """Where the numbers of a run go: `metrics.jsonl` and TensorBoard, and Weights & Biases if asked."""
 
+import contextlib
 import json
+import os
+import socket
+import time
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tutelage.errors import UserError
 
@@ -16,14 +20,14 @@ class MetricsFile:
     """Appends to a JSON lines file; what lies past `step`, written by a run that was killed, is dropped."""
 
     def __init__(self, path: Path, *, step: int = 0):
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step] if step else []
+        kept = [row for row in read_rows(path) if row["step"] <= step]
         aside = path.with_name(f".{path.name}")
-        aside.write_text("".join(f"{line}\n" for line in kept))
+        aside.write_text("".join(json.dumps(row) + "\n" for row in kept))
         aside.replace(path)
         self._file = path.open("a")
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line, on the disk when this returns."""
+        """One line, out of this process when this returns."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
 
@@ -32,19 +36,37 @@ class MetricsFile:
 
 
 class TensorBoard:
-    """Scalars for `tensorboard --logdir OUT/tensorboard`."""
+    """Scalars for `tensorboard --logdir OUT/tensorboard`; what lies past `step` is not shown.
+
+    Written here and not by SummaryWriter: its thread keeps events for two minutes, which a kill would take.
+    """
 
     def __init__(self, directory: Path, *, step: int = 0):
-        from torch.utils.tensorboard.writer import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=step + 1 if step else None)
+        directory.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((directory / name).open("xb"))
+        self._write(Event(file_version="brain.Event:2"))
+        if step:
+            self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        """One event, out of this process when this returns."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(Event(step=step, summary=Summary(value=scalars)))
 
     def close(self) -> None:
-        self._writer.close()
+        self._records.close()
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+        self._records.flush()
 
 
 class WeightsAndBiases:
@@ -64,15 +86,10 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Lines that are JSON; a kill may have cut the last one."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            json.loads(line)
-        except ValueError:
-            continue
-        lines.append(line)
-    return lines
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics file, if there is one; a kill may have cut the last, which is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows

@@ -11,18 +11,22 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from tutelage import dist
 from tutelage.errors import UserError
 
+_LITTLE = 1 << 20  # bytes free; torch says of a failed write only that it failed
 _NAME = re.compile(r"step-(\d{7,})")
 
 
@@ -36,9 +40,10 @@ class Saver:
         self.parameters = parameters
         self.optimizer = optimizer
         self.keep = keep  # newest checkpoints that stay; 0: all
+        self._crowded = False  # whether there may be more than `keep`
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write step's checkpoint whole, or raise and leave the earlier ones as they were.
+        """Write step's checkpoint whole, or raise and leave the earlier ones as they were, until `prune`.
 
         A full disk is a UserError.
         """
@@ -57,34 +62,34 @@ class Saver:
             _sync(self.directory)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
             shutil.rmtree(aside, ignore_errors=True)
-            if not _disk_full(error, self.directory):
+            if not is_full(error) and _room(self.directory) > _LITTLE:
                 raise
-            last = newest(self.directory)
-            kept = f"the last one, {last.name}, is whole" if last else "there was none before"
-            raise UserError(
-                f"{self.directory}: the disk is full, the checkpoint of step {step} could not be written; "
-                f"{kept}. Free some space and run the same command with --resume"
-            ) from error
-        self._prune()
+            raise self.full_disk(f"the checkpoint of step {step}") from error
+        self._crowded = True
         return final
+
+    def full_disk(self, what: str) -> UserError:
+        """What a person is told when there was no room for something."""
+        last = newest(self.directory)
+        kept = f"the last checkpoint, {last.name}, is whole" if last else "there is no checkpoint before it"
+        return UserError(
+            f"{self.directory}: the disk is full, {what} could not be written; {kept}. "
+            "Free some space and run the same command with --resume"
+        )
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
         """Fill weights, optimizer and random states in place; return the plain values."""
         tensors = self._tensors()
-        stored = set(dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata)
-        if stored != set(tensors):
-            odd = sorted(stored ^ set(tensors))
-            raise UserError(
-                f"{checkpoint}: holds another model or optimizer than this run's ({len(odd)} tensors differ, "
-                f"first {odd[0]}); resume with the settings in the run's config.yaml"
-            )
+        check_fits(checkpoint, tensors)
+        stored = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+        tensors = {name: tensor for name, tensor in tensors.items() if name in stored}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # one process needs no process group, and says so
-            dcp.load(tensors, checkpoint_id=checkpoint, no_dist=True)
+            load(tensors, checkpoint_id=checkpoint, no_dist=True)
         torch.set_rng_state(tensors[f"random.cpu.{dist.rank()}"])
-        if torch.cuda.is_available():
+        if f"random.cuda.{dist.rank()}" in tensors:  # not where a run moves from or to a GPU
             torch.cuda.set_rng_state(tensors[f"random.cuda.{dist.rank()}"])
-        return json.loads((checkpoint / "state.json").read_text())
+        return read_state(checkpoint)
 
     def _tensors(self) -> dict[str, Tensor]:
         names = {id(p): name for name, p in self.parameters.items()}
@@ -96,7 +101,11 @@ class Saver:
             tensors[f"random.cuda.{dist.rank()}"] = torch.cuda.get_rng_state()
         return tensors
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
+        """Remove all but the newest `keep`. Called a step later than `save`: that step proves them good."""
+        if not self._crowded:
+            return
+        self._crowded = False
         for old in complete(self.directory)[: -self.keep or None] if self.keep else []:
             # Renamed first: a kill in the middle must not leave half a directory with a whole one's name.
             doomed = old.with_name(f".deleting-{old.name}")
@@ -118,6 +127,40 @@ def newest(directory: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The plain values of a checkpoint: its step and what was given to `save`."""
+    return json.loads((checkpoint / "state.json").read_text())
+
+
+def check_fits(
+    checkpoint: Path, tensors: Mapping[str, Tensor], kinds: tuple[str, ...] = ("model.", "optimizer.")
+) -> None:
+    """Refuse a checkpoint whose tensors of these kinds differ from `tensors` in name, shape or dtype."""
+    entries = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    there = {
+        name: f"{_shape(entry.size)} {entry.properties.dtype}"
+        for name, entry in entries.items()
+        if name.startswith(kinds) and isinstance(entry, TensorStorageMetadata)
+    }
+    here = {
+        name: f"{_shape(tensor.shape)} {tensor.dtype}"
+        for name, tensor in tensors.items()
+        if name.startswith(kinds)
+    }
+    odd = [name for name in sorted(there | here) if there.get(name) != here.get(name)]
+    if odd:
+        first = f"{odd[0]} is {there.get(odd[0], 'missing')} there and {here.get(odd[0], 'missing')} here"
+        more = f", and {len(odd) - 1} more tensors differ" if len(odd) > 1 else ""
+        raise UserError(
+            f"{checkpoint} holds another model or optimizer than this run's: {first}{more}; resume with the "
+            "settings in the run's config.yaml, or start anew with --overwrite"
+        )
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"
+
+
 def _whole(path: Path) -> bool:
     try:
         sizes = json.loads((path / "MANIFEST.json").read_text())
@@ -129,8 +172,8 @@ def _whole(path: Path) -> bool:
 def _save_tensors(tensors: dict[str, Tensor], directory: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        writer = dcp.FileSystemWriter(directory, single_file_per_rank=True, sync_files=True)
-        dcp.save(tensors, storage_writer=writer, no_dist=True)
+        writer = FileSystemWriter(directory, single_file_per_rank=True, sync_files=True)
+        save(tensors, storage_writer=writer, no_dist=True)
 
 
 def _seal(directory: Path) -> None:
@@ -152,12 +195,15 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _disk_full(error: BaseException, directory: Path) -> bool:
+def is_full(error: BaseException) -> bool:
+    """Whether the lack of room on a disk is among the causes of an error."""
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if "No space left" in str(chain):
-            return True
         chain = chain.__cause__ or chain.__context__
-    return shutil.disk_usage(directory if directory.exists() else directory.parent).free < 1 << 20
+    return False
+
+
+def _room(directory: Path) -> int:
+    return shutil.disk_usage(directory if directory.exists() else directory.parent).free

@@ -32,6 +32,7 @@ CONTENTS = [
     "a",
     "?!",
     "...\n",
+    "a  12   3\n\n4 and 5  ",  # some tokenizers cut digits off the spaces before them
     "∑ᵢ αᵢ² ≤ ∞ 𝔘𝔫𝔦𝔠𝔬𝔡𝔢",
 ]
 

@@ -5,6 +5,7 @@ import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import materials
@@ -52,10 +53,12 @@ def tokenizer(name: str) -> Tokenizer:
 
 @cache
 def oracle(name: str) -> Any:
-    """The same tokenizer as transformers reads it, out of a GGUF file by its own means too."""
+    """The same tokenizer as transformers reads it, from files; a GGUF file's is first written to some."""
     from transformers import AutoTokenizer
 
     path = source_of(name)
-    if path.is_file():
-        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    return AutoTokenizer.from_pretrained(path)
+    if path.is_dir():
+        return AutoTokenizer.from_pretrained(path)
+    with TemporaryDirectory() as folder:
+        tokenizer(name).save(Path(folder))
+        return AutoTokenizer.from_pretrained(folder)

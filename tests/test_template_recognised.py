@@ -58,6 +58,12 @@ REFUSED = {
         "{% for message in messages %}{{ message['content'] }}{% endfor %}",
         "the model's own chat template is none of the built-in ones",
     ),
+    "forgetting the system text": (
+        "{% for message in messages %}{% if message['role'] != 'system' or messages[-1]['role'] == 'user' %}"
+        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        "the model's own chat template is none of the built-in ones",
+    ),
     "raising": ("{{ raise_exception('no') }}", "the model's own chat template is none of the built-in ones"),
 }
 

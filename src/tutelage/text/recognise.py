@@ -42,11 +42,9 @@ def _writes(template: "Template", texts: list[str | None]) -> bool:
 
 
 def _same(template: "Template", probe: Probe, text: str | None) -> bool:
-    if text == template.render(probe.messages, reply=probe.reply).text:
-        return True
     # some older templates always end by asking for a reply
-    whole = template.render(probe.messages).text + "".join(piece.text for piece in template.file.reply)
-    return not probe.reply and text == whole
+    asking = template.render(probe.messages).text + "".join(piece.text for piece in template.file.reply)
+    return text in (template.render(probe.messages, reply=probe.reply).text, asking)
 
 
 def _dropped(template: "Template", probe: Probe) -> bool:

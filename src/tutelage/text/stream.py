@@ -11,9 +11,8 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer, *, skip_control: bool = True) -> None:
         self._tokenizer = tokenizer
         self._skip_control = skip_control
-        self._tokens: list[
-            int
-        ] = []  # a window: some tokens already given out, as context, then those held back
+        # a window: some tokens already given out, as context, then those held back
+        self._tokens: list[int] = []
         self._given = 0  # how many of them are given out
 
     def push(self, token: int) -> str:
@@ -21,9 +20,8 @@ class StreamDecoder:
         if self._skip_control and self._tokenizer.is_control(token):
             return ""
         self._tokens.append(token)
-        if (
-            token in self._tokenizer.byte_tokens
-        ):  # one bad byte spoils its whole run, so wait for the end of it
+        if token in self._tokenizer.byte_tokens:
+            # one bad byte spoils its whole run, so wait for the end of it
             return ""
         text = self._new_text()
         if text.endswith(_HALF):

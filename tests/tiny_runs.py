@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import signal
+import warnings
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -147,7 +148,9 @@ def stored(checkpoint: Path) -> dict[str, Tensor]:
     tensors: dict[str, Any] = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in about.items()
     }
-    dcp.load(tensors, checkpoint_id=checkpoint, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.load(tensors, checkpoint_id=checkpoint, no_dist=True)
     return tensors
 
 

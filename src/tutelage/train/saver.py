@@ -8,15 +8,17 @@ OUT/checkpoints/step-0000500/   .metadata, *.distcp    weights, optimizer state,
 import errno
 import json
 import os
+import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -26,7 +28,6 @@ from torch.optim import Optimizer
 from tutelage import dist
 from tutelage.errors import UserError
 
-_LITTLE = 1 << 20  # bytes free; torch says of a failed write only that it failed
 _NAME = re.compile(r"step-(\d{7,})")
 
 
@@ -62,7 +63,7 @@ class Saver:
             _sync(self.directory)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
             shutil.rmtree(aside, ignore_errors=True)
-            if not is_full(error) and _room(self.directory) > _LITTLE:
+            if not is_full(error):
                 raise
             raise self.full_disk(f"the checkpoint of step {step}") from error
         self._crowded = True
@@ -83,9 +84,13 @@ class Saver:
         check_fits(checkpoint, tensors)
         stored = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
         tensors = {name: tensor for name, tensor in tensors.items() if name in stored}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one process needs no process group, and says so
-            load(tensors, checkpoint_id=checkpoint, no_dist=True)
+        try:
+            _unwrapped(lambda: load(tensors, checkpoint_id=checkpoint, no_dist=True))
+        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(
+                f"{checkpoint} is damaged and cannot be read; remove it and run the same command with "
+                "--resume, which goes on from the one before if there is one"
+            ) from error
         torch.set_rng_state(tensors[f"random.cpu.{dist.rank()}"])
         if f"random.cuda.{dist.rank()}" in tensors:  # not where a run moves from or to a GPU
             torch.cuda.set_rng_state(tensors[f"random.cuda.{dist.rank()}"])
@@ -170,10 +175,21 @@ def _whole(path: Path) -> bool:
 
 
 def _save_tensors(tensors: dict[str, Tensor], directory: Path) -> None:
+    writer = FileSystemWriter(directory, single_file_per_rank=True, sync_files=True)
+    _unwrapped(lambda: save(tensors, storage_writer=writer, no_dist=True))
+
+
+def _unwrapped(call: Callable[[], object]) -> None:
+    """Make a call of torch.distributed.checkpoint; what fails in it, even Ctrl-C, is raised as it was."""
+    failed: CheckpointException | None = None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        writer = FileSystemWriter(directory, single_file_per_rank=True, sync_files=True)
-        save(tensors, storage_writer=writer, no_dist=True)
+        warnings.simplefilter("ignore")  # one process needs no process group, and torch says so
+        try:
+            call()
+        except CheckpointException as error:
+            failed = error
+    if failed is not None:  # raised out here, where the cause keeps a context of its own
+        raise next(iter(failed.failures.values()))[0]
 
 
 def _seal(directory: Path) -> None:
@@ -203,7 +219,3 @@ def is_full(error: BaseException) -> bool:
             return True
         chain = chain.__cause__ or chain.__context__
     return False
-
-
-def _room(directory: Path) -> int:
-    return shutil.disk_usage(directory if directory.exists() else directory.parent).free

@@ -42,23 +42,24 @@ class TensorBoard:
     """
 
     def __init__(self, directory: Path, *, step: int = 0):
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         directory.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter((directory / name).open("xb"))
-        self._write(Event(file_version="brain.Event:2"))
-        if step:
-            self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._event: Any = vars(event_pb2)["Event"]  # protobuf makes these classes at import
+        self._summary: Any = vars(summary_pb2)["Summary"]
+        self._write(self._event(file_version="brain.Event:2"))
+        start = vars(event_pb2)["SessionLog"](status="START")  # from here on what went before is void
+        self._write(self._event(step=step + 1, session_log=start))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One event, out of this process when this returns."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._write(Event(step=step, summary=Summary(value=scalars)))
+        summary = self._summary()
+        for name, value in values.items():
+            summary.value.add(tag=name, simple_value=value)
+        self._write(self._event(step=step, summary=summary))
 
     def close(self) -> None:
         self._records.close()

@@ -5,6 +5,7 @@ from conversations import CHAT, conversations, say
 from official import SOURCE_OF, tokenizer
 
 from tutelage.errors import UserError
+from tutelage.text.pieces import Piece, Rendered
 from tutelage.text.roles import ROLES
 from tutelage.text.template import Template
 from tutelage.text.template_file import BUILT_INS, built_in_names
@@ -92,6 +93,11 @@ def test_spans_are_of_the_rendered_text():
     )
     starts, ends = [start for start, *_ in rendered.roles], [end for _, end, _ in rendered.roles]
     assert starts == [0, *ends[:-1]] and ends[-1] == len(rendered.text)
+
+
+def test_empty_pieces_leave_no_span():
+    rendered = Rendered([Piece("", 1, learned=True), Piece("a", 4), Piece("", 2, learned=True)])
+    assert (rendered.roles, rendered.learned, rendered.control) == ([(0, 1, "other")], [], [])
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_INS.glob("*.yaml")))

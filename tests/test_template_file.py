@@ -89,3 +89,9 @@ def test_files_that_are_no_templates_are_refused(tmp_path):
     path.write_text("a: [")
     with pytest.raises(UserError, match="own.yaml is not valid YAML: "):
         Template.load(path)
+
+
+def test_the_longest_control_token_that_stands_at_a_place_is_meant(tmp_path):
+    content = yaml.safe_load((BUILT_INS / "chatml.yaml").read_text())
+    content |= {"control": ["<s", "<s>", "<|im_end|>"], "bos": "<s><s"}
+    assert [piece.text for piece in Template.load(write(tmp_path, content)).file.bos] == ["<s>", "<s"]

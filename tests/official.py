@@ -10,6 +10,7 @@ from typing import Any
 
 import materials
 
+from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.text.tokenizer import Tokenizer
 
 # a tokenizer that goes with each of our templates
@@ -48,7 +49,7 @@ def source_of(name: str) -> Path:
 
 @cache
 def tokenizer(name: str) -> Tokenizer:
-    return Tokenizer.load(source_of(name))
+    return load_tokenizer(source_of(name))
 
 
 @cache

@@ -253,21 +253,3 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(UserError, match=r"tokenizer_config.json holds a JSON list, an object is wanted"):
         Tokenizer.load(tmp_path)
-
-
-def test_a_gguf_file_without_a_known_tokenizer_is_refused(tmp_path):
-    from gguf import GGUFWriter
-
-    path = tmp_path / "model.gguf"
-    writer = GGUFWriter(path, "llama")
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    with pytest.raises(UserError) as refused:
-        Tokenizer.load(path)
-    assert str(refused.value) == (
-        f"{path} has a tokenizer of kind llama/default; out of a GGUF file only gpt2 ones can be read "
-        "(gpt-2, smollm, llama-bpe, qwen2); use the model's Hugging Face directory instead"
-    )

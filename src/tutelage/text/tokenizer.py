@@ -11,7 +11,6 @@ import numpy as np
 import tokenizers
 
 from tutelage.errors import UserError
-from tutelage.text.from_gguf import read_gguf_tokenizer
 from tutelage.text.pieces import Encoded, Piece
 from tutelage.text.special_tokens import (
     LISTED,
@@ -53,10 +52,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: Path) -> "Tokenizer":
-        """The tokenizer of an HF directory, or the one inside a GGUF file."""
+        """The tokenizer of an HF directory."""
         directory = Path(directory)
-        if directory.suffix == ".gguf":
-            return cls(*read_gguf_tokenizer(directory))
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise UserError(

@@ -48,6 +48,11 @@ def run(*words: Any) -> Ended:
     return Ended(code, out.getvalue(), err.getvalue())
 
 
+def run_here(words: list[str]) -> None:
+    """One command, with the output and the end of this process for its own."""
+    cli.main(words)
+
+
 @dataclass(frozen=True, slots=True)
 class Material:
     """A place with a model, data and room for runs."""

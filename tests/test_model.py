@@ -155,12 +155,14 @@ def test_llama3_frequencies_match_the_golden_vector():
         assert (plain[pair].item(), scaled[pair].item()) == pytest.approx(values, rel=1e-5)
 
 
-def test_fresh_weights_are_drawn_as_gpt2_draws_them():
+@pytest.mark.parametrize(("given", "std"), [(0.02, 0.02), (None, 0.0559017)])
+def test_fresh_weights_are_drawn_as_gpt2_draws_them(given, std):
+    """Left out, the standard deviation is that of the model's width: sqrt(2 / (5 · 128))."""
     config = ModelConfig(
         vocab_size=512, dim=128, n_layers=8, n_heads=4, n_kv_heads=2, head_dim=32, ffn_dim=256, qkv_bias=True
     )
     model = Transformer(config)
-    initialise_(model, seed=0)
+    initialise_(model, seed=0, std=given)
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             assert torch.equal(parameter, torch.ones_like(parameter)), name
@@ -168,7 +170,7 @@ def test_fresh_weights_are_drawn_as_gpt2_draws_them():
             assert not parameter.any(), name
         else:
             into_residual = "o_proj" in name or "down_proj" in name
-            wanted = 0.02 / math.sqrt(16) if into_residual else 0.02
+            wanted = std / math.sqrt(16) if into_residual else std
             assert parameter.std().item() == pytest.approx(wanted, rel=0.05), name
             assert abs(parameter.mean().item()) < 4 * wanted / math.sqrt(parameter.numel()), name
 

@@ -150,8 +150,13 @@ class Transformer(nn.Module):
 
 
 @torch.no_grad()
-def initialise_(model: Transformer, *, seed: int, std: float = 0.02) -> None:
-    """Draw fresh weights: N(0, std), or std / sqrt(2 layers) where a block writes to the residual (GPT-2)."""
+def initialise_(model: Transformer, *, seed: int, std: float | None = None) -> None:
+    """Draw fresh weights: N(0, std), or std / sqrt(2 layers) where a block writes to the residual (GPT-2).
+
+    Left out, std is sqrt(2 / (5 dim)) (https://arxiv.org/abs/1910.05895): GPT-2's 0.02 at dim 1000, and more
+    below, where 0.02 would leave attention flat for hundreds of steps.
+    """
+    std = std or math.sqrt(2 / (5 * model.config.dim))
     generator = torch.Generator(model.head_weight.device).manual_seed(seed)
     residual = std / math.sqrt(2 * model.config.n_layers)
     for name, parameter in model.named_parameters():

@@ -7,6 +7,7 @@ once."""
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -93,7 +94,11 @@ def main(argv: list[str] | None = None) -> None:
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # or the flush at exit would complain again
         sys.exit(141)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error: {where}the disk is full; free some space and try again", file=sys.stderr)
+            sys.exit(2)
         traceback.print_exc()
         sys.exit(1)
 

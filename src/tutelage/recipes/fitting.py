@@ -21,7 +21,7 @@ from tutelage.report.progress import ProgressBar
 from tutelage.train import optim, precision, surgery
 from tutelage.train.evaluate import evaluate
 from tutelage.train.interrupt import Signals
-from tutelage.train.saver import Saver, is_full, newest
+from tutelage.train.saver import Saver, complete, is_full, newest, read_state
 from tutelage.train.trainer import Metrics, NonFiniteLossError, Trainer, every
 
 _ROWS_NAMED = 20  # of a step that cannot be trained on
@@ -98,7 +98,7 @@ def fit(
             stack.callback(loader.close)
             _train(config, trainer, loader, saver, validation, directory, fitted, stack)
     except NonFiniteLossError as error:
-        raise UserError(_non_finite(error, config, loader, saver)) from error
+        raise UserError(_non_finite(error, config, loader, saver, trainer.step)) from error
     except OSError as error:
         if not is_full(error):
             raise
@@ -235,9 +235,16 @@ def _recall(path: Path, step: int) -> tuple[Metrics, Metrics]:
     }
 
 
-def _non_finite(error: NonFiniteLossError, config: TrainingConfig, loader: Loader, saver: Saver) -> str:
-    last = newest(saver.directory)
-    kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"
+def _non_finite(
+    error: NonFiniteLossError, config: TrainingConfig, loader: Loader, saver: Saver, step: int
+) -> str:
+    whole = complete(saver.directory)
+    proved = [path for path in whole if read_state(path)["step"] < step]
+    kept = f"the last good checkpoint is {proved[-1]}" if proved else "there is no good checkpoint before it"
+    if len(whole) > len(proved):
+        kept += (
+            f"; {whole[-1]} was made just before and may be spoiled: remove it unless the rows are to blame"
+        )
     places = [_place(name, config.train_data_paths) for name in loader.last_ids]
     rows = ", ".join(places[:_ROWS_NAMED]) + (", ..." if len(places) > _ROWS_NAMED else "")
     return (

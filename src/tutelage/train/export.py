@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tutelage.checkpoint.hf import load_model, save_model
+from tutelage.errors import UserError
 from tutelage.infer.engine import generate
 from tutelage.infer.sampling import Sampling
 from tutelage.model.config import ModelConfig
@@ -44,11 +45,20 @@ def export(
 
     `model` computes in `dtype`. Raises RuntimeError, the files left for inspection, if they do not agree.
     """
-    save_model(weights, config, directory, dtype=dtype)
     model.eval()
+    probes = [probe[: config.max_positions - 1] for probe in probes]  # there is room for an answer
+    live = [_logits(model, probe) for probe in probes]
+    if not all(logits.isfinite().all() for logits in live):
+        raise UserError(
+            f"the trained model gives logits that are no numbers, so {directory} was not written; "
+            "lower --lr or raise --warmup_steps and start anew with --overwrite"
+        )
+    save_model(weights, config, directory, dtype=dtype)
     reloaded = load_model(directory, dtype=dtype, device=next(model.parameters()).device)
     reloaded.eval()
-    worst = [(_logits(model, probe) - _logits(reloaded, probe)).abs().max() for probe in probes]
+    worst = [
+        (logits - _logits(reloaded, probe)).abs().max() for logits, probe in zip(live, probes, strict=True)
+    ]
     error = float(torch.stack(worst).max())  # NaN if any is; Python's max would lose it
     greedy = Sampling(temperature=0.0)
     texts = [_greedy(which, probes, greedy, new_tokens) for which in (model, reloaded)]

@@ -24,7 +24,6 @@ from tutelage.text.template import Template
 from tutelage.train.saver import newest
 from tutelage.train.trainer import Trainer
 
-QUIET = ["--no_visualize_dataset", "true", "--device", "cpu"]
 CLOCKS = ("seconds", "tokens_per_second", "peak_memory_bytes")  # of a metrics row: what no two runs share
 
 
@@ -46,6 +45,13 @@ def run(*words: Any) -> Ended:
         except SystemExit as end:
             code = int(end.code or 0)
     return Ended(code, out.getvalue(), err.getvalue())
+
+
+def refused(ended: Ended) -> str:
+    """The error that a command ended with, without what was said before it."""
+    assert ended.code == 2, ended.err
+    assert "Traceback" not in ended.err
+    return ended.err[ended.err.index("error: ") :].removeprefix("error: ").rstrip("\n")
 
 
 def run_here(words: list[str]) -> None:
@@ -85,8 +91,10 @@ class Material:
             "lr": 1e-2,
             "num_loader_workers": 0,
             "print_freq": 1000,
+            "no_visualize_dataset": "true",
+            "device": "cpu",
         } | settings
-        return ["sft", *_flags(chosen), *QUIET, *map(str, words)]
+        return ["sft", *_flags(chosen), *map(str, words)]
 
     def pretrain(self, out: Path, *words: Any, **settings: Any) -> list[str]:
         """The words of a pretraining run: 30 documents in rows of 24, two a micro-batch, float32."""
@@ -104,8 +112,10 @@ class Material:
             "micro_batch_size_per_gpu": 4,
             "warmup_steps": 2,
             "print_freq": 1000,
+            "no_visualize_dataset": "true",
+            "device": "cpu",
         } | settings
-        return ["pretrain", *_flags(chosen), *QUIET, *map(str, words)]
+        return ["pretrain", *_flags(chosen), *map(str, words)]
 
 
 def _flags(settings: dict[str, Any]) -> list[str]:
@@ -149,10 +159,14 @@ def conversation(number: int, name: str) -> list[dict[str, str]]:
 
 @dataclass(slots=True)
 class Watch:
-    """What the steps of runs in this process were made of; `signals` are raised in the middle of a step."""
+    """What the steps of runs in this process were made of.
+
+    `signals` are raised in the middle of their step; before a step in `poison` weights become NaN, once.
+    """
 
     ids: dict[int, list[str]] = field(default_factory=dict)
     signals: dict[int, signal.Signals] = field(default_factory=dict)
+    poison: set[int] = field(default_factory=set)
 
 
 def watched(monkeypatch: Any) -> Watch:
@@ -163,10 +177,25 @@ def watched(monkeypatch: Any) -> Watch:
         watch.ids[trainer.step + 1] = trainer.source.last_ids
         if trainer.step + 1 in watch.signals:
             signal.raise_signal(watch.signals.pop(trainer.step + 1))
+        if trainer.step + 1 in watch.poison:
+            watch.poison.remove(trainer.step + 1)
+            next(trainer.model.parameters()).data.fill_(torch.nan)
         return train_step(trainer, batches)
 
     monkeypatch.setattr(Trainer, "train_step", recorded)
     return watch
+
+
+def dying(monkeypatch: Any, *, step: int) -> None:
+    """Runs in this process die before this step, without a chance to save."""
+    train_step = Trainer.train_step
+
+    def dies(trainer: Any, batches: Any) -> Any:
+        if trainer.step + 1 == step:
+            raise RuntimeError("the power went")
+        return train_step(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", dies)
 
 
 def stored(checkpoint: Path) -> dict[str, Tensor]:

@@ -60,8 +60,8 @@ def export(
         (logits - _logits(reloaded, probe)).abs().max() for logits, probe in zip(live, probes, strict=True)
     ]
     error = float(torch.stack(worst).max())  # NaN if any is; Python's max would lose it
-    greedy = Sampling(temperature=0.0)
-    texts = [_greedy(which, probes, greedy, new_tokens) for which in (model, reloaded)]
+    stop = set(config.eos)  # for both: fine-tuning may have given the files more of them
+    texts = [_greedy(which, probes, new_tokens, stop) for which in (model, reloaded)]
     gate = Gate(error, texts[0] == texts[1], sum(map(len, probes)))
     if not gate.passed:
         raise RuntimeError(
@@ -93,8 +93,7 @@ def _logits(model: Transformer, tokens: list[int]) -> Tensor:
     return model.unembed(model(row, torch.arange(row.shape[1], device=row.device)[None]))
 
 
-def _greedy(
-    model: Transformer, probes: list[list[int]], sampling: Sampling, new_tokens: int
-) -> list[list[int]]:
-    done = generate(model, probes, sampling, max_new_tokens=new_tokens, stop=set(model.config.eos))
+def _greedy(model: Transformer, probes: list[list[int]], new_tokens: int, stop: set[int]) -> list[list[int]]:
+    greedy = Sampling(temperature=0.0)
+    done = generate(model, probes, greedy, max_new_tokens=new_tokens, stop=stop)
     return [list(completion.tokens) for completion in done]

@@ -151,10 +151,10 @@ def document(rng: Random) -> str:
         )
     new = _trainable(rng)
     kind = rng.random()
-    if kind < 0.3:
+    if kind < 0.15:
         return new.text
     titled = f"A story about {about(new.plot)}. {new.text}"
-    if kind < 0.6:
+    if kind < 0.5:
         return titled
     known = questions(new.plot)
     return " ".join([titled, *(_asked(question, known[question]) for question in rng.sample(list(known), 3))])

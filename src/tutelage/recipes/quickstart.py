@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODEL = shlex.split("--dim 128 --n_layers 4 --n_heads 4 --n_kv_heads 2 --ffn_dim 384")
-PRETRAIN = shlex.split("--max_seq_len 256 --micro_batch_size_per_gpu 12 --lr 4e-3 --warmup_steps 50")
+PRETRAIN = shlex.split("--max_seq_len 256 --micro_batch_size_per_gpu 12 --lr 3e-3 --warmup_steps 50")
 SFT = shlex.split("--max_seq_len 256 --pack_samples --micro_batch_size_per_gpu 12 --lr 1e-3 --wd 0.1")
 SFT += shlex.split("--lr_scheduler cosine --warmup_steps 20 --loss_reduction tokens")
 QUIET = shlex.split("--no_visualize_dataset --print_freq 100")
@@ -43,8 +43,8 @@ class _Size:
     stories: int = 24_000
     conversations: int = 12_000
     judged: int = 100  # held-out conversations answered before and after
-    pretrain_steps: int = 1600
-    sft_steps: int = 500
+    pretrain_steps: int = 600
+    sft_steps: int = 300
 
 
 def run(config: QuickstartConfig) -> None:
@@ -102,8 +102,8 @@ def _make_data(directory: Path, size: _Size, seed: int) -> None:
 
 
 def _train(stage: str, directory: Path, words: list[str]) -> None:
-    """Run a stage, go on with one that was interrupted, or leave the result of one that was not."""
-    if (directory / "model" / "config.json").exists():
+    """Run a stage, go on with one that was interrupted, or leave a whole result (its card comes last)."""
+    if (directory / "model" / "README.md").exists():
         _say(f"{directory / 'model'} is there already")
         return
     (directory / "answers.jsonl").unlink(missing_ok=True)

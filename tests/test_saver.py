@@ -133,7 +133,7 @@ def test_what_a_kill_left_half_written_or_half_removed_is_never_taken_and_goes(t
         shutil.copytree(kept, tmp_path / name)
     assert newest(tmp_path) == kept
     saver.save(4, STATE)
-    saver.prune()
+    small_run(tmp_path).prune()
     assert names(tmp_path) == ["step-0000004", "step-0000005.bak", "step-4", "step-last"]
 
 

@@ -124,6 +124,8 @@ def _train(
         bar.say(f"resumed at step {trainer.step} of {trainer.steps}")
     if trainer.step < trainer.steps:
         _rehearse(trainer, loader, bar)
+    else:
+        saver.prune()  # a kill may have come between the last save and this
     writers = _writers(config, directory, trainer.step)
     for writer in writers:
         stack.callback(writer.close)

@@ -41,7 +41,7 @@ class Saver:
         self.parameters = parameters
         self.optimizer = optimizer
         self.keep = keep  # newest checkpoints that stay; 0: all
-        self._crowded = False  # whether there may be more than `keep`
+        self._crowded = True  # whether there may be more than `keep`, or what a kill left
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write step's checkpoint whole, or raise and leave the earlier ones as they were, until `prune`.

@@ -113,6 +113,10 @@ def test_transformers_loads_the_model_bit_for_bit_and_says_the_same(finished):
     assert run(*words).out == text + "\n"
 
 
+def test_whoever_may_read_one_file_of_the_model_may_read_all(finished):
+    assert len({path.stat().st_mode for path in (finished / "model").iterdir()}) == 1
+
+
 @pytest.mark.parametrize("named", [None, "chatml", "qwen2.5_instruct"])
 def test_the_model_carries_the_template_it_was_trained_with(made, tmp_path, named):
     """Its own, to the letter, where that writes the same; else the one that was named."""

@@ -113,6 +113,7 @@ def save_model(
         _write_json(aside / "generation_config.json", _generation_config(config))
         _write_json(aside / "config.json", config.to_hf())
         for path in aside.iterdir():
+            shutil.copymode(aside / "config.json", path)  # safetensors lets nobody but the owner read
             _sync(path)
         _move_in(aside, directory)
 

@@ -153,7 +153,7 @@ def test_questions_have_the_answers_that_the_story_gives():
     assert questions(JACK) == {
         "What is the name of the rabbit?": "The rabbit is named Jack.",
         "What color is the box?": "The box is purple.",
-        "Where did Jack go?": "Jack went to the park.",
+        "Where did Jack go?": "He went to the park.",
         "What happened to the box?": "The box fell into the river.",
         "Who helped Jack?": "An owl named Mia helped Jack.",
         "How does the story end?": "The story has a happy ending.",

@@ -125,10 +125,11 @@ def follows(request: str, story: str) -> bool:
 def questions(plot: Plot) -> dict[str, str]:
     """Every question about a story, with its answer."""
     friend = f"{_a(plot.friend).capitalize()} named {plot.helper}"
+    he = "She" if plot.name in words.GIRLS else "He"
     return {
         f"What is the name of the {plot.animal}?": f"The {plot.animal} is named {plot.name}.",
         f"What color is the {plot.thing}?": f"The {plot.thing} is {plot.color}.",
-        f"Where did {plot.name} go?": f"{plot.name} went to the {plot.place}.",
+        f"Where did {plot.name} go?": f"{he} went to the {plot.place}.",
         f"What happened to the {plot.thing}?": f"The {plot.thing} {plot.trouble}.",
         f"Who helped {plot.name}?": f"{friend} helped {plot.name}.",
         "How does the story end?": f"The story has a {'happy' if plot.happy else 'sad'} ending.",
@@ -145,7 +146,7 @@ def answers(question: str, answer: str) -> bool:
 
 def document(rng: Random) -> str:
     """One line to pretrain on: a story (alone, titled, titled with questions after it) or a few facts."""
-    if rng.random() < 0.05:
+    if rng.random() < 0.08:
         return " ".join(
             _asked(question, words.FACTS[question]) for question in rng.sample(list(words.FACTS), 4)
         )
@@ -163,7 +164,7 @@ def document(rng: Random) -> str:
 def conversation(rng: Random, *, held_out: bool = False) -> Messages:
     """A story on request, a question about a story, a known fact, or a story and then a question about it."""
     kind = rng.random()
-    if kind < 0.1:
+    if kind < 0.15:
         question = rng.choice(list(words.FACTS))
         return _messages(question, words.FACTS[question])
     new = _trainable(rng, held_out=held_out)

@@ -43,8 +43,8 @@ class _Size:
     stories: int = 24_000
     conversations: int = 12_000
     judged: int = 100  # held-out conversations answered before and after
-    pretrain_steps: int = 600
-    sft_steps: int = 300
+    pretrain_steps: int = 700
+    sft_steps: int = 450
 
 
 def run(config: QuickstartConfig) -> None:
@@ -81,6 +81,7 @@ def run(config: QuickstartConfig) -> None:
     for model in (base, tuned):
         _tutelage("generate", str(model), "--prompt", REQUEST, QUESTION, "--max_new_tokens", "200")
     _say(_table(before, after))
+    _say(f"\ntraining took {_seconds(base) + _seconds(tuned):.0f} seconds")
     _title("What lies where")
     _say(f"{data}: what it learned from, and prompts.jsonl, what it was asked")
     _say(f"{base / 'model'}: the model that can write, {tuned / 'model'}: the one that can be asked")
@@ -132,6 +133,12 @@ def _table(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]
     for kind, (right, asked) in after.items():
         rows.append(f"{kind:<30}{f'{before[kind][0]}/{asked}':>10}{f'{right}/{asked}':>10}")
     return "\n".join(rows)
+
+
+def _seconds(run_directory: Path) -> float:
+    """How long the steps of a run took, those before an interruption too."""
+    with (run_directory / "metrics.jsonl").open(encoding="utf-8") as file:
+        return sum(json.loads(line).get("seconds", 0.0) for line in file)
 
 
 def _tutelage(*words: str) -> None:

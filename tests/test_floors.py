@@ -1,6 +1,9 @@
 """Imports only go down the floors, and packages on one floor do not know each other."""
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +57,21 @@ def test_a_breach_is_named_with_its_file_line_and_rule(tmp_path):
     (tmp_path / "utilities.py").write_text("")
     (problem,) = breaches(tmp_path / "utilities.py", tmp_path)
     assert problem == "utilities.py:1: utilities stands on no floor: give it one in tests/test_floors.py"
+
+
+def test_what_is_imported_is_declared():
+    """An import that only another package's dependencies bring would break with that package."""
+    project = tomllib.loads((SOURCE.parent.parent / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["wandb"]]
+    names = {re.split(r"[<>=]", line)[0].replace("pyyaml", "yaml") for line in declared}
+    used = {
+        name.split(".")[0]: f"{path.relative_to(SOURCE)}:{line}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        for line, name in imported(ast.parse(path.read_text(encoding="utf-8")), ("tutelage", "x"))
+    }
+    missing = {name: where for name, where in used.items() if name not in names | sys.stdlib_module_names}
+    assert set(missing) <= {"tutelage"}, missing
+    assert names <= set(used), f"declared and never imported: {sorted(names - set(used))}"
 
 
 def breaches(path: Path, root: Path) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.cases import ROW, WARM_UP, Settings, chats, documents, settings
 from benchmarks.pace import Finished, Pace, peak_mb
 from benchmarks.shares import shares_of
+from tutelage.allocation import keep_memory
 from tutelage.data.batch import Sample
 from tutelage.data.loader import Loader
 from tutelage.data.store import SampleStore
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="say where the time of a last step goes")
     parser.add_argument("--tiny", action="store_true")
     words = parser.parse_args()
+    keep_memory()  # as the command does
     of = settings(words.tiny)
     pace = Pace()
     loader = pretraining_data(of) if words.case == "pretrain15m" else chat_data(of)

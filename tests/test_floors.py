@@ -23,6 +23,7 @@ FLOORS = {
     "text": 1,
     "model": 1,
     "config": 0,
+    "allocation": 0,
     "dist": 0,
     "errors": 0,
     "settings": -1,  # what config is made of

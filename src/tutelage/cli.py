@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from tutelage.allocation import keep_memory
 from tutelage.config import dump, help_text, load
 from tutelage.errors import Interrupted, UserError
 
@@ -144,6 +145,7 @@ def _run(words: list[str]) -> None:
         print(dump(config), end="")
         return
     command = COMMANDS[name]
+    keep_memory()
     getattr(command.load()[0], command.run)(config)
 
 

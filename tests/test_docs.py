@@ -102,6 +102,19 @@ def test_every_python_snippet_compiles(page):
         compile("\n" * (line - 1) + snippet, str(page), "exec")
 
 
+@each_page
+def test_every_marked_snippet_runs(page, tmp_path, monkeypatch):
+    """Snippets after `<!-- runs -->` are one program, from the top of the page to its end."""
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    marked = [match for match in FENCE.finditer(text) if text[: match.start()].endswith("<!-- runs -->\n")]
+    assert len(marked) == text.count("<!-- runs -->")
+    names: dict[str, object] = {}
+    for match in marked:
+        above = "\n" * text.count("\n", 0, match.start(4))
+        exec(compile(above + match.group(4), str(page), "exec"), names)
+
+
 def test_every_make_target_that_is_named_exists():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:

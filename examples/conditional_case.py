@@ -15,17 +15,19 @@ from pathlib import Path
 import yaml
 
 CASES = {"ll": str.lower, "cps": str.upper, "": str}
-QUESTIONS = {"train": 300, "val": 30, "test": 50}  # every question is asked once under each case
+QUESTIONS = {"test": 50, "val": 30, "train": 420}
+ANSWERS = {"test": 1, "val": 1, "train": 4}  # of a question at most, each under all cases
 
 
 def build(corpus: Path, output: Path, seed: int) -> None:
     """Write train, val and test.jsonl; test.jsonl holds prompts without answers."""
-    pairs = read_pairs(corpus)
-    random.Random(seed).shuffle(pairs)
+    questions = read_questions(corpus)
+    random.Random(seed).shuffle(questions)
     output.mkdir(parents=True, exist_ok=True)
     for name, count in QUESTIONS.items():
-        part, pairs = pairs[:count], pairs[count:]
-        rows = [row(question, answer, system) for question, answer in part for system in CASES]
+        part, questions = questions[:count], questions[count:]
+        pairs = [(question, answer) for question, answers in part for answer in answers[: ANSWERS[name]]]
+        rows = [row(question, answer, system) for question, answer in pairs for system in CASES]
         if name == "test":
             rows = [{"messages": record["messages"][:-1]} for record in rows]
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in rows]
@@ -33,15 +35,17 @@ def build(corpus: Path, output: Path, seed: int) -> None:
         print(f"{output / name}.jsonl: {len(lines)} rows of {count} questions")
 
 
-def read_pairs(corpus: Path) -> list[tuple[str, str]]:
-    """Each question once, with its first answer of at most 150 characters in which case shows."""
-    pairs: dict[str, tuple[str, str]] = {}
+def read_questions(corpus: Path) -> list[tuple[str, list[str]]]:
+    """Each question once, with its answers of at most 150 characters in which case shows."""
+    questions: dict[str, tuple[str, list[str]]] = {}
     for file in sorted(corpus.glob("*.yml")):
+        if file.stem == "coding":  # the case of a program is not ours to change
+            continue
         for turns in yaml.safe_load(file.read_text(encoding="utf-8"))["conversations"]:
             question, answer = str(turns[0]).strip(), str(turns[1]).strip()
             if len(answer) <= 150 and answer not in (answer.lower(), answer.upper()):
-                pairs.setdefault(question.lower().rstrip("?.! "), (question, answer))
-    return [pairs[key] for key in sorted(pairs)]
+                questions.setdefault(question.lower().rstrip("?.! "), (question, []))[1].append(answer)
+    return [questions[key] for key in sorted(questions)]
 
 
 def row(question: str, answer: str, system: str) -> dict[str, list[dict[str, str]]]:

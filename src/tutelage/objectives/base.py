@@ -12,7 +12,7 @@ from torch import Tensor
 from tutelage.data.batch import Batch
 from tutelage.model.transformer import Transformer
 
-CHUNK_ELEMENTS = 1 << 25  # logits held at a time: 64 MiB in bfloat16, whatever the vocabulary
+CHUNK_ELEMENTS = 1 << 24  # logits held at a time: 32 MiB in bfloat16, whatever the vocabulary
 
 
 @dataclass(slots=True)
@@ -88,12 +88,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = weights.new_zeros((), dtype=torch.float32)
         for part in _chunks(len(hidden), len(head)):
             states = hidden[part].to(wide.dtype)
-            loss, slope = chunk_loss(states, wide, targets[part], weights[part])
+            loss, gradient = chunk_loss(states, wide, targets[part], weights[part], head_grad)
             total += loss
             if hidden_grad is not None:
-                hidden_grad[part] = slope @ wide
-            if head_grad is not None:
-                head_grad += slope.t() @ states
+                hidden_grad[part] = gradient
         ctx.save_for_backward(hidden_grad, None if head_grad is None else head_grad.to(head.dtype))
         return total
 
@@ -105,15 +103,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return hidden_grad, head_grad, None, None, None, None
 
 
-def _chunk_loss(states: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The chunk's weighted loss and its derivative by the logits, the latter in the dtype of `states`."""
+def _chunk_loss(
+    states: Tensor, head: Tensor, targets: Tensor, weights: Tensor, head_grad: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The chunk's weighted loss and its derivative by `states`; that by the head is added to `head_grad`."""
     logits = (states @ head.t()).float()  # (n, V)
     normaliser = logits.logsumexp(-1, keepdim=True)
     chosen = targets[:, None]
     loss = ((normaliser - logits.gather(1, chosen))[:, 0] * weights).sum()
-    slope = (logits - normaliser).exp()
-    slope = (slope - torch.zeros_like(slope).scatter(1, chosen, 1.0)) * weights[:, None]
-    return loss, slope.to(states.dtype)
+    slope = logits.sub_(normaliser).exp_()
+    slope.sub_(torch.zeros_like(slope).scatter_(1, chosen, 1.0)).mul_(weights[:, None])
+    slope = slope.to(states.dtype)
+    if head_grad is not None:
+        head_grad += slope.t() @ states
+    return loss, slope @ head
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -146,8 +149,8 @@ class _TokenLogps(torch.autograd.Function):
 
 
 def _chunks(n: int, vocabulary: int) -> list[slice]:
-    """Equal parts, so that a compiled chunk sees one shape."""
-    size = max(1, min(n, max(16, CHUNK_ELEMENTS // vocabulary)))
+    """Parts of one size, so that a compiled chunk sees few shapes; multiples of 64, which matmuls like."""
+    size = max(1, min(n, max(64, CHUNK_ELEMENTS // vocabulary // 64 * 64)))
     return [slice(start, start + size) for start in range(0, n, size)]
 
 

@@ -109,6 +109,7 @@ def never_ending_step(words: list[str]) -> None:
         return train_step(trainer, batches)
 
     Trainer.train_step = slow
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell leaves it for a command in the background
     run_here(words)
 
 

@@ -6,7 +6,7 @@ from types import FrameType, TracebackType
 
 
 class Signals:
-    """While open, the first SIGINT or SIGTERM is noted in `received`; a second has its usual effect."""
+    """While open, the first SIGINT or SIGTERM is noted in `received`; a second ends the process at once."""
 
     def __init__(self, say: Callable[[signal.Signals], None]) -> None:
         self.received: signal.Signals | None = None
@@ -19,13 +19,12 @@ class Signals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
-        self._restore()
+        # Not what they were before: a shell lets commands in the background ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._say(self.received)
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

@@ -55,14 +55,12 @@ class _CausalAttention(torch.autograd.Function):
         queries = _with_columns(q, -normaliser / scale).view(B * K, H // K, T, C + 2)
         slopes = _with_columns(upstream, -(upstream.float() * out.float()).sum(-1)).view_as(queries)
         keys, values = (F.pad(x, (0, 2), value=1.0).view(B * K, T, C + 2) for x in (k, v))
-        q_grad = queries.new_empty(B * K, H // K, T, C)
-        k_grad, v_grad = (queries.new_empty(B * K, T, C) for _ in range(2))
         at_once = max(1, SCORES // (H // K * min(T, BLOCK) * T))
-        for start in range(0, B * K, at_once):
-            part = slice(start, start + at_once)
-            gradients = _backward(queries[part], keys[part], values[part], slopes[part], scale)
-            for whole, gradient in zip((q_grad, k_grad, v_grad), gradients, strict=True):
-                whole[part] = gradient
+        parts = zip(*(x.split(at_once) for x in (queries, keys, values, slopes)), strict=True)
+        # Collected, not written in place: compiled, each write would copy the whole.
+        q_grad, k_grad, v_grad = (
+            torch.cat(g) for g in zip(*(_backward(*p, scale) for p in parts), strict=True)
+        )
         return q_grad.view_as(q), k_grad.view_as(k), v_grad.view_as(v)
 
 
@@ -70,8 +68,8 @@ def _backward(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, scale: float) -> 
     """(n, G, T, C + 2), (n, T, C + 2), (n, T, C + 2), (n, G, T, C + 2) -> the gradients of q, k and v."""
     n, G, T, columns = q.shape
     C = columns - 2
-    q_grad = q.new_empty(n, G, T, C)
-    k_grad, v_grad = (q.new_zeros(n, T, C, dtype=torch.float32) for _ in range(2))
+    q_grads: list[Tensor] = []
+    k_grad = v_grad = q.new_zeros(n, 0, C, dtype=torch.float32)
     for start in range(0, T, BLOCK):
         end = min(start + BLOCK, T)
         q_part, slope_part = (
@@ -80,11 +78,18 @@ def _backward(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, scale: float) -> 
         k_part, v_part = k[:, :end], v[:, :end]  # (n, s, C + 2)
         chance = torch.bmm(q_part, k_part.transpose(1, 2)).mul_(scale).exp_()  # (n, G·t, s)
         chance.view(n * G, end - start, end).tril_(start)  # later keys: 0, whatever exp made of them
-        v_grad[:, :end] += torch.bmm(chance.transpose(1, 2), slope_part[..., :C])
+        v_grad = _longer(v_grad, torch.bmm(chance.transpose(1, 2), slope_part[..., :C]))
         chance.mul_(torch.bmm(slope_part, v_part.transpose(1, 2))).mul_(scale)  # now the scores' gradient
-        k_grad[:, :end] += torch.bmm(chance.transpose(1, 2), q_part[..., :C])
-        q_grad[:, :, start:end] = torch.bmm(chance, k_part[..., :C]).view(n, G, end - start, C)
-    return q_grad, k_grad, v_grad
+        k_grad = _longer(k_grad, torch.bmm(chance.transpose(1, 2), q_part[..., :C]))
+        q_grads.append(torch.bmm(chance, k_part[..., :C]).view(n, G, end - start, C))
+    return torch.cat(q_grads, dim=2), k_grad.to(k.dtype), v_grad.to(v.dtype)
+
+
+def _longer(total: Tensor, part: Tensor) -> Tensor:
+    """Sums over earlier blocks (n, fewer keys, C) and this one (n, s, C) -> (n, s, C), float32."""
+    return (
+        part.float() if not total.shape[1] else part + F.pad(total, (0, 0, 0, part.shape[1] - total.shape[1]))
+    )
 
 
 def _with_columns(x: Tensor, values: Tensor) -> Tensor:

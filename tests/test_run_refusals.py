@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -89,6 +90,7 @@ def test_a_model_that_cannot_be_trained_is_refused_before_weights_load(made, tmp
         ({"ckpt_paths": "./nowhere"}, "nowhere"),
         ({"max_seq_len": 8}, "100.0 % of the data would be cut or dropped, and --max_cut_percent allows 5"),
         ({"device": "cuda:0"}, "device cuda was asked for, but torch sees no GPU"),
+        ({"wandb": "true"}, "wandb is on, but its package is missing: pip install 'tutelage[wandb]'"),
         ({"device": "gpu"}, "device gpu is no device: cuda, cuda:1, cpu or auto"),
     ],
 )
@@ -97,6 +99,8 @@ def test_settings_that_cannot_work_are_refused_before_weights_load(
 ):
     if settings.get("device") == "cuda:0" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
+    if "wandb" in settings and find_spec("wandb"):
+        pytest.skip("wandb is installed")
     out = tmp_path / "out"
     assert says in refused(run(*made.sft(out, **settings)))
     assert not out.exists()

@@ -1,6 +1,7 @@
 """The settings that every training stage shares, in the words of the command line."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -82,6 +83,8 @@ class TrainingConfig:
             problems.append("val_num_samples is given, but there are no val_data_paths to take samples from")
         if self.attention_impl == "flash" and self.device == "cpu":
             problems.append("attention_impl flash needs a GPU; sdpa is the fast one on CPU")
+        if self.wandb and find_spec("wandb") is None:
+            problems.append("wandb is on, but its package is missing: pip install 'tutelage[wandb]'")
         if self.resume and self.overwrite:
             problems.append("resume and overwrite exclude each other")
         if problems:

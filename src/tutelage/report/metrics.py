@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from tutelage.errors import UserError
-
 
 class Writer(Protocol):
     def write(self, step: int, values: dict[str, float]) -> None: ...
@@ -74,10 +72,8 @@ class WeightsAndBiases:
     """Scalars for wandb, an optional dependency."""
 
     def __init__(self, *, project: str, entity: str | None, group: str | None, name: str):
-        try:
-            import wandb  # type: ignore[import-not-found]
-        except ImportError as error:
-            raise UserError("--wandb needs the package wandb: pip install 'tutelage[wandb]'") from error
+        import wandb  # type: ignore[import-not-found]
+
         self._run = wandb.init(project=project, entity=entity, group=group, name=name)
 
     def write(self, step: int, values: dict[str, float]) -> None:

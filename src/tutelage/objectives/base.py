@@ -86,9 +86,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
         head_grad = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
         total = weights.new_zeros((), dtype=torch.float32)
+        across = _across(wide)
         for part in _chunks(len(hidden), len(head)):
             states = hidden[part].to(wide.dtype)
-            loss, gradient = chunk_loss(states, wide, targets[part], weights[part], head_grad)
+            loss, gradient = chunk_loss(states, wide, across, targets[part], weights[part], head_grad)
             total += loss
             if hidden_grad is not None:
                 hidden_grad[part] = gradient
@@ -98,16 +99,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor):  # type: ignore[override]
         hidden_grad, head_grad = ctx.saved_tensors
-        hidden_grad = None if hidden_grad is None else hidden_grad * upstream
-        head_grad = None if head_grad is None else head_grad * upstream
+        hidden_grad = None if hidden_grad is None else hidden_grad.mul_(upstream)
+        head_grad = None if head_grad is None else head_grad.mul_(upstream)
         return hidden_grad, head_grad, None, None, None, None
 
 
+def _across(head: Tensor) -> Tensor:
+    """(V, D) -> (D, V); on CPU in bfloat16 a copy: matmuls with a transposed view take 2.8 times as long."""
+    return head.t().contiguous() if head.device.type == "cpu" and head.dtype == torch.bfloat16 else head.t()
+
+
 def _chunk_loss(
-    states: Tensor, head: Tensor, targets: Tensor, weights: Tensor, head_grad: Tensor | None
+    states: Tensor, head: Tensor, across: Tensor, targets: Tensor, weights: Tensor, head_grad: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The chunk's weighted loss and its derivative by `states`; that by the head is added to `head_grad`."""
-    logits = (states @ head.t()).float()  # (n, V)
+    logits = (states @ across).float()  # (n, V)
     normaliser = logits.logsumexp(-1, keepdim=True)
     chosen = targets[:, None]
     loss = ((normaliser - logits.gather(1, chosen))[:, 0] * weights).sum()
@@ -122,9 +128,9 @@ def _chunk_loss(
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden, head, targets, temperature) -> Tensor:  # type: ignore[override]
-        parts = []
+        parts, across = [], _across(head)
         for part in _chunks(len(hidden), len(head)):
-            logits = (hidden[part] @ head.t()).float() / temperature
+            logits = (hidden[part] @ across).float() / temperature
             parts.append(logits.gather(1, targets[part, None])[:, 0] - logits.logsumexp(-1))
         ctx.save_for_backward(hidden, head, targets)
         ctx.temperature = temperature
@@ -136,8 +142,9 @@ class _TokenLogps(torch.autograd.Function):
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
         head_grad = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
+        across = _across(head)
         for part in _chunks(len(hidden), len(head)):
-            logits = (hidden[part] @ head.t()).float() / ctx.temperature
+            logits = (hidden[part] @ across).float() / ctx.temperature
             slope = logits.softmax(-1).neg_()
             slope.scatter_add_(1, targets[part, None], torch.ones_like(slope[:, :1]))
             slope = slope.mul_(upstream[part, None] / ctx.temperature).to(hidden.dtype)

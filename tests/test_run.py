@@ -14,6 +14,7 @@ import pytest
 from killed_runs import end, start
 from tiny_runs import Ended, Material, differences, leavings, material, metrics, run, run_here, watched
 
+from tutelage.recipes import fitting
 from tutelage.train.saver import newest
 from tutelage.train.trainer import Trainer
 
@@ -208,6 +209,19 @@ def test_the_config_of_a_run_reruns_it(made, tmp_path):
     assert re.fullmatch(r"# written \S+ by: tutelage .*", lines[1])
     assert re.fullmatch(r"# tutelage \S+, torch \S+, tokenizers \S+, numpy \S+, python \S+", lines[2])
     assert not any(re.match("(resume|overwrite|dry_run): true", line) for line in lines)
+
+
+def test_a_run_that_died_while_it_validated_loses_no_row(made, tmp_path, monkeypatch):
+    """A step's numbers are written before its checkpoint: resuming never skips a validation."""
+    whole, broken = tmp_path / "whole" / "out", tmp_path / "broken" / "out"
+    words = {"train_steps": 5, "save_freq": 1, "val_data_paths": made.held_out, "val_freq": 2}
+    finished(run(*made.sft(whole, **words)))
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "evaluate", None)
+        assert run(*made.sft(broken, **words)).code == 1
+    assert newest(broken / "checkpoints").name == "step-0000001"
+    finished(run(*made.sft(broken, **words), "--resume"))
+    assert differences(leavings(whole), leavings(broken)) == []
 
 
 def test_a_seed_is_the_run(made, tmp_path, watch):

@@ -58,9 +58,8 @@ class _CausalAttention(torch.autograd.Function):
         at_once = max(1, SCORES // (H // K * min(T, BLOCK) * T))
         parts = zip(*(x.split(at_once) for x in (queries, keys, values, slopes)), strict=True)
         # Collected, not written in place: compiled, each write would copy the whole.
-        q_grad, k_grad, v_grad = (
-            torch.cat(g) for g in zip(*(_backward(*p, scale) for p in parts), strict=True)
-        )
+        gradients = [_backward(a, b, c, d, scale) for a, b, c, d in parts]
+        q_grad, k_grad, v_grad = (torch.cat(g) for g in zip(*gradients, strict=True))
         return q_grad.view_as(q), k_grad.view_as(k), v_grad.view_as(v)
 
 

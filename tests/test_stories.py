@@ -224,5 +224,5 @@ def plot_of_chat(messages: list[dict[str, str]]) -> Plot | None:
 
 def plot_within(text: str) -> Plot | None:
     """The plot of a story with a title before or questions after it."""
-    text = re.sub(r"^A story about .*?\. ", "", text.split(" Question: ")[0])
+    text = re.sub(r"^A (happy |sad )?story about .*?\. ", "", text.split(" Question: ")[0])
     return read(text) or read(" ".join(re.split(r'(?<=[.!?"]) (?=[A-Z])', text)[:-1]))

@@ -109,7 +109,7 @@ def about(plot: Plot) -> str:
 
 def request(plot: Plot, rng: Random) -> str:
     """Asks for such a story; one request in three names its mood."""
-    mood = rng.choice(["", "", "happy " if plot.happy else "sad "])
+    mood = rng.choice(["", "", _mood(plot)])
     return rng.choice(words.REQUESTS).format(mood=mood, about=about(plot))
 
 
@@ -154,7 +154,7 @@ def document(rng: Random) -> str:
     kind = rng.random()
     if kind < 0.15:
         return new.text
-    titled = f"A story about {about(new.plot)}. {new.text}"
+    titled = f"A {rng.choice(['', _mood(new.plot)])}story about {about(new.plot)}. {new.text}"
     if kind < 0.5:
         return titled
     known = questions(new.plot)
@@ -210,6 +210,10 @@ def _trainable(rng: Random, *, held_out: bool = False) -> Story:
 
 def _messages(user: str, assistant: str) -> Messages:
     return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+
+
+def _mood(plot: Plot) -> str:
+    return "happy " if plot.happy else "sad "
 
 
 def _asked(question: str, answer: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tutelage.cli import configure
-from tutelage.recipes.quickstart import QuickstartConfig, run
+from tutelage.data.stories import verdict
 
 
 def quickstart(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -74,5 +74,10 @@ def test_a_stage_that_fails_ends_it_with_the_same_exit_code(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_small_model_learns_to_write_and_then_to_answer(tmp_path):
-    run(QuickstartConfig(output_dir=tmp_path))
+def test_a_small_model_learns_to_write_and_then_to_do_as_it_is_told(tmp_path):
+    done = quickstart(tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name, least, most in [("pretrain", 0.0, 0.1), ("sft", 0.85, 1.0)]:
+        lines = (tmp_path / name / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+        right = sum(verdict(json.loads(line)["messages"])[1] for line in lines)
+        assert least <= right / len(lines) <= most, done.stdout

@@ -206,7 +206,7 @@ def test_the_config_of_a_run_reruns_it(made, tmp_path):
     other = (second / "config.yaml").read_text().splitlines()
     assert [line.replace(str(first), str(second)) for line in lines[3:]] == other[3:]
     assert lines[0] == f"# tutelage sft --config {config}"
-    assert re.fullmatch(r"# written \S+ by: tutelage .*", lines[1])
+    assert re.fullmatch(r"# written \S+ by: tutelage.*", lines[1])
     assert re.fullmatch(r"# tutelage \S+, torch \S+, tokenizers \S+, numpy \S+, python \S+", lines[2])
     assert not any(re.match("(resume|overwrite|dry_run): true", line) for line in lines)
 

@@ -15,6 +15,8 @@ _KEPT = 1 << 30  # bytes: anything smaller is reused, and so much may lie unused
 def keep_memory() -> None:
     """Reuse what is freed, in huge pages. Call it before the first tensor is made: torch asks only then."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # oneDNN keeps 1,024 prepared matmuls, a shape each: a gigabyte where lengths vary. Fewer were no slower.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     if sys.platform != "linux":
         return
     library = ctypes.CDLL(None)

@@ -60,11 +60,8 @@ def plan(
     buckets = None if impl == "eager" or positions.is_cuda else find_buckets(positions, docs)
     if buckets is None:
         return _dense(positions, positions, docs, docs, windows)
-    if (
-        len(buckets) == 1
-        and buckets[0].kept.numel() == positions.numel()
-        and buckets[0].index.shape == docs.shape
-    ):
+    whole_rows = len(buckets) == 1 and len(buckets[0].index) == len(positions)
+    if whole_rows and buckets[0].kept.numel() == positions.numel():
         return Layout("causal", positions, masks=_causal_masks(positions, windows))
     return Layout("segments", positions, buckets)
 

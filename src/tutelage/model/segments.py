@@ -15,6 +15,7 @@ from tutelage.model.causal import masked_attention
 ALIKE = (
     0.75  # shortest document of a bucket, as a share of its longest: at most 7/16 of its scores are wasted
 )
+ROUND = 16  # lengths of buckets are multiples of it: oneDNN prepares and keeps a kernel for every shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def _group(starts: Tensor, lengths: Tensor) -> list[Bucket]:
         longest, end = sizes[done], done
         while end < len(sizes) and sizes[end] >= longest * ALIKE:
             end += 1
-        steps = torch.arange(longest)
+        steps = torch.arange(-(-longest // ROUND) * ROUND)
         own = steps < lengths[done:end, None]  # (n, L)
         index = starts[done:end, None] + torch.minimum(steps, lengths[done:end, None] - 1)
         buckets.append(Bucket(index, own.flatten().nonzero()[:, 0], index[own]))

@@ -89,10 +89,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         across = _across(wide)
         for part in _chunks(len(hidden), len(head)):
             states = hidden[part].to(wide.dtype)
-            loss, gradient = chunk_loss(states, wide, across, targets[part], weights[part], head_grad)
+            loss, gradient, slope = chunk_loss(states, wide, across, targets[part], weights[part], head_grad)
             total += loss
             if hidden_grad is not None:
                 hidden_grad[part] = gradient
+            if head_grad is not None:  # not in the chunk: compiled, it would copy all to change these rows
+                head_grad.index_add_(0, targets[part], states * slope)
         ctx.save_for_backward(hidden_grad, None if head_grad is None else head_grad.to(head.dtype))
         return total
 
@@ -111,18 +113,25 @@ def _across(head: Tensor) -> Tensor:
 
 def _chunk_loss(
     states: Tensor, head: Tensor, across: Tensor, targets: Tensor, weights: Tensor, head_grad: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The chunk's weighted loss and its derivative by `states`; that by the head is added to `head_grad`."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The chunk's weighted loss, its derivative by `states`, and that by the targets' logits (n, 1).
+
+    The derivative by the head is added to `head_grad`, but for the targets' part.
+    """
     logits = (states @ across).float()  # (n, V)
-    normaliser = logits.logsumexp(-1, keepdim=True)
     chosen = targets[:, None]
-    loss = ((normaliser - logits.gather(1, chosen))[:, 0] * weights).sum()
-    slope = logits.sub_(normaliser).exp_()
-    slope.sub_(torch.zeros_like(slope).scatter_(1, chosen, 1.0)).mul_(weights[:, None])
-    slope = slope.to(states.dtype)
+    own, largest = logits.gather(1, chosen), logits.amax(-1, keepdim=True)  # (n, 1)
+    odds = logits.sub_(largest).exp_()
+    total = odds.sum(-1, keepdim=True)
+    normaliser = total.log() + largest
+    loss = ((normaliser - own)[:, 0] * weights).sum()
+    # Chance - 1 would lose its digits in bfloat16 where the target is nearly certain: it goes by itself.
+    slope = ((own - normaliser).exp() - 1) * weights[:, None]
+    odds = odds.to(states.dtype).scatter_(1, chosen, 0.0)
+    scale = weights[:, None] / total  # makes slopes of odds, beside D rather than V
     if head_grad is not None:
-        head_grad += slope.t() @ states
-    return loss, slope @ head
+        head_grad += odds.t() @ (states * scale).to(states.dtype)
+    return loss, (odds @ head) * scale + head[targets] * slope, slope
 
 
 class _TokenLogps(torch.autograd.Function):

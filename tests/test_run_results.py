@@ -148,6 +148,21 @@ def test_a_bfloat16_run_leaves_its_masters_rounded(made, tmp_path):
     assert "differ by at most 0, greedy text is equal" in (out / "model" / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"attention_impl": "eager"},
+        {"selective_ac_ratio": 0.5},
+        pytest.param({"compile": "true"}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_gate_measures_the_files_and_not_how_the_model_was_run(made, tmp_path, how):
+    """In bfloat16 other kernels round otherwise, by more than the gate lets through."""
+    ended = run(*made.sft(tmp_path / "out", precision="bf16", train_steps=2, **how))
+    assert ended.code == 0, ended.err
+    assert "read back from disk, logits differ by 0, greedy text is equal" in ended.err
+
+
 def test_a_pretrained_model_loads_too_and_has_no_template_of_its_own(made, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(made.model, tmp_path / "tokenizer")

@@ -31,6 +31,7 @@ class Gate:
         return self.logit_error <= TOLERANCE and self.greedy_equal
 
 
+@torch.compiler.set_stance("force_eager")  # a compiled model rounds in other places than the one read back
 def export(
     model: Transformer,
     weights: Mapping[str, Tensor],
@@ -55,6 +56,7 @@ def export(
         )
     save_model(weights, config, directory, dtype=dtype)
     reloaded = load_model(directory, dtype=dtype, device=next(model.parameters()).device)
+    reloaded.attention_impl = model.attention_impl
     reloaded.eval()
     worst = [
         (logits - _logits(reloaded, probe)).abs().max() for logits, probe in zip(live, probes, strict=True)

@@ -45,8 +45,8 @@ COMMANDS = {
     "tokenizer train": Command("tokenizer", "TokenizerTrainConfig", "learn a vocabulary from text"),
     "pretrain": Command("pretrain", "PretrainConfig", "train a new model on plain text"),
     "sft": Command("sft", "SFTConfig", "fine-tune a model on conversations"),
-    "data build": Command(
-        "data_build", "DataBuildConfig", "write a data set that ships with us", positional="builder"
+    "data build stories": Command(
+        "build_stories", "BuildStoriesConfig", "make small stories up, to pretrain and fine-tune on"
     ),
     "data show": Command(
         "data_show", "DataShowConfig", "print samples in colour: what is learned and what is not"
@@ -106,15 +106,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def find_command(words: list[str]) -> tuple[str, list[str]]:
     """The name of the command that `words` begin with, and the words after it."""
-    for count in (2, 1):
+    for count in (3, 2, 1):
         name = " ".join(words[:count])
         if name in COMMANDS:
             return name, words[count:]
-    below = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
-    if below:
-        given = (
-            f"there is no `tutelage {' '.join(words[:2])}`" if len(words) > 1 else f"{words[0]}: what of it"
-        )
+    depth = 2 if _below(words[:2]) else 1
+    if below := _below(words[:depth]):
+        given = f"{' '.join(words[:depth])}: what of it"
+        if len(words) > depth and not words[depth].startswith("-"):
+            given = f"there is no `tutelage {' '.join(words[: depth + 1])}`"
         raise UserError(f"{given}; choose from: " + ", ".join(f"tutelage {name}" for name in below))
     nearest = difflib.get_close_matches(words[0], COMMANDS, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else "`tutelage --help` lists them"
@@ -131,7 +131,7 @@ def configure(words: list[str]) -> tuple[str, Any]:
 def _run(words: list[str]) -> None:
     flags = words[: words.index("--")] if "--" in words else words
     asked = not words or any(word in ("--help", "-h") for word in flags)
-    if asked and (not words or words[0].startswith("-") or _is_group(words)):
+    if asked and (not words or words[0].startswith("-") or _group(words)):
         print(_overview(words))
         return
     if asked:
@@ -149,15 +149,20 @@ def _run(words: list[str]) -> None:
     getattr(command.load()[0], command.run)(config)
 
 
-def _is_group(words: list[str]) -> bool:
-    """Whether `words` ask about `tutelage data` and not about `tutelage data show`."""
+def _below(words: list[str]) -> list[str]:
+    """The commands of the group that `words` name: of `data` all that begin with it."""
+    return [name for name in COMMANDS if name.startswith(" ".join(words) + " ")]
+
+
+def _group(words: list[str]) -> list[str]:
+    """The group that `words` ask about: `tutelage data`, `tutelage data build`, but not `tutelage sft`."""
     plain = [word for word in words if not word.startswith("-")]
-    return len(plain) == 1 and any(name.startswith(f"{plain[0]} ") for name in COMMANDS)
+    return plain if plain and _below(plain) else []
 
 
 def _overview(words: list[str]) -> str:
-    """One line for every command, or for those of the group that `words` begin with."""
-    group = words[0] + " " if words and _is_group(words) else ""
+    """One line for every command, or for those of the group that `words` name."""
+    group = "".join(f"{word} " for word in _group(words))
     width = max(map(len, COMMANDS))
     lines = [
         f"  tutelage {name:<{width}}  {COMMANDS[name].help}" for name in COMMANDS if name.startswith(group)

@@ -81,7 +81,15 @@ def fit(
     if config.compile:
         surgery.compile_blocks(model)
     optimizer = optim.adamw(weights, lr=config.lr, betas=config.betas, eps=config.eps, wd=config.wd)
-    schedule = optim.schedule(config.lr_scheduler, steps=steps, warmup=config.warmup_steps)
+    schedule = optim.schedule(
+        config.lr_scheduler,
+        steps=steps,
+        warmup=config.warmup(steps),
+        floor=config.min_lr_ratio,
+        start=config.warmup_init_lr_ratio,
+        decay_ratio=config.decay_ratio,
+        decay_in_warmup=config.decay_in_warmup,
+    )
     trainer = Trainer(model, objective, loader, optimizer, schedule, steps=steps, clip=config.clip_grad_norm)
     saver = Saver(directory / "checkpoints", weights, optimizer, keep=config.max_checkpoints)
     optim.allocate_state(optimizer)

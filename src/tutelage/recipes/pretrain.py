@@ -15,7 +15,7 @@ Only the shape is taken, never weights; the vocabulary is the tokenizer's.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tutelage.errors import UserError
 from tutelage.recipes.training import TrainingConfig
@@ -29,6 +29,8 @@ _DEFAULT_SHAPE = "stories15M"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig(TrainingConfig):
+    default_warmup: ClassVar[int] = 100
+
     # Model
     tokenizer: Path | None = None  # a directory with tokenizer.json; default: that of ckpt_paths
     ckpt_paths: tuple[str, ...] = ()  # a model to go on with: an HF directory, a hub id or a .gguf file
@@ -50,8 +52,8 @@ class PretrainConfig(TrainingConfig):
     pack_samples: bool = True  # fill rows of max_seq_len best-fit; a batch counts rows
     micro_batch_size_per_gpu: int = 32
     lr: float = 5e-4
-    lr_scheduler: Literal["linear", "cosine", "constant"] = "cosine"
-    warmup_steps: int = 100
+    lr_scheduler: Literal["linear", "cosine", "constant", "wsd"] = "cosine"
+    warmup_steps: int | None = None  # that the rate rises over; default: 100
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     wd: float = 0.1

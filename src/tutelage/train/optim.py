@@ -28,23 +28,42 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 
 def schedule(
-    kind: Literal["linear", "cosine", "constant"], *, steps: int, warmup: int, floor: float = 0.0
+    kind: Literal["linear", "cosine", "constant", "wsd"],
+    *,
+    steps: int,
+    warmup: int,
+    floor: float = 0.0,
+    start: float = 0.0,
+    decay_ratio: float = 0.2,
+    decay_in_warmup: bool = False,
 ) -> Schedule:
-    """Factor of the learning rate at a step, from 0: up over `warmup` steps, then down to `floor` at `steps`.
+    """Factor of the rate at a step, from 0: up from `start` over `warmup` steps, then down to `floor`.
 
-    The first step of a warm-up already learns: its factor is 1 / warmup, not 0.
+    The first step of a warm-up already learns: its factor is start + (1 - start) / warmup, where schedules
+    that count from 0 have `start`. linear and cosine fall from the end of the warm-up to `steps`; with
+    `decay_in_warmup` from step 0, times the warm-up. wsd (warm-up, stable, decay) stays at 1 until the last
+    `decay_ratio` of the steps, then falls by 1 - sqrt(progress) (https://arxiv.org/abs/2405.18392).
     """
+    first = 0 if decay_in_warmup else warmup  # step of the decay
+    if kind == "wsd":
+        first = max(warmup, steps - round(decay_ratio * steps))
 
     def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        if kind == "constant":
-            return 1.0
-        progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
-        shape = 1 - progress if kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
-        return floor + (1 - floor) * shape
+        rise = min((step + 1) / warmup, 1.0) if warmup else 1.0
+        progress = min(max(step - first, 0) / max(steps - first, 1), 1.0)
+        fall = floor + (1 - floor) * _falling(kind, progress)
+        return (start + (1 - start) * rise) * fall
 
     return factor
+
+
+def _falling(kind: str, progress: float) -> float:
+    """From 1 to 0 as progress goes from 0 to 1."""
+    if kind == "linear":
+        return 1 - progress
+    if kind == "cosine":
+        return (1 + math.cos(math.pi * progress)) / 2
+    return 1 - math.sqrt(progress) if kind == "wsd" else 1.0
 
 
 @torch.no_grad()

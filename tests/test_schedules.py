@@ -33,7 +33,7 @@ def test_the_cosine_of_instruct_llama():
 
 
 def test_the_cosine_of_universal_llm_trainer():
-    """lr 5e-5, lrf 0.01, 1000 steps; its warm-up of 100 multiplies a cosine that has begun: golden at 50 too."""
+    """lr 5e-5, lrf 0.01, 1000 steps; its warm-up of 100 multiplies a cosine that has begun."""
     factor = schedule("cosine", steps=1000, warmup=100, floor=0.01, decay_in_warmup=True)
     assert rates(factor, 5e-5, 100, 500, 1000) == pytest.approx([4.8789e-5, 2.525e-5, 5e-7], rel=1e-4)
     assert 5e-5 * factor(50) * 50 / 51 == pytest.approx(

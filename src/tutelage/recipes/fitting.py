@@ -80,7 +80,7 @@ def fit(
     surgery.recompute(model, config.selective_ac_ratio)
     if config.compile:
         surgery.compile_blocks(model)
-    optimizer = optim.adamw(weights, lr=config.lr, betas=config.betas, eps=config.eps, wd=config.wd)
+    optimizer = _optimizer(config, weights)
     schedule = optim.schedule(
         config.lr_scheduler,
         steps=steps,
@@ -144,6 +144,13 @@ def _train(
     )
     trainer.hooks = _hooks(config, loader, saver, validation, bar, writers, signals, fitted)
     trainer.fit()
+
+
+def _optimizer(config: TrainingConfig, weights: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    shared: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "wd": config.wd}
+    if config.optimizer == "muon":
+        return optim.MuonAdamW(weights, muon_lr=config.muon_lr, **shared)
+    return optim.adamw(weights, **shared)
 
 
 def loader_words(config: TrainingConfig) -> str:

@@ -38,7 +38,9 @@ class TrainingConfig:
     train_steps: int = -1  # optimizer steps; above 0 it overrides train_epochs and repeats the data
 
     # Optimizer
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of matrices inside blocks; adamw has the rest
     lr: float = 2e-5
+    muon_lr: float | None = None  # of what Muon trains; default: lr, whose size of steps Muon's have
     lr_scheduler: Literal["linear", "cosine", "constant", "wsd"] = "linear"  # wsd: warm-up, stable, decay
     warmup_steps: int | None = None  # that the rate rises over; default: 0
     warmup_ratio: float | None = None  # the same as a share of all steps; default: warmup_steps counts
@@ -96,6 +98,8 @@ class TrainingConfig:
             problems.append("resume and overwrite exclude each other")
         if self.warmup_ratio is not None and self.warmup_steps is not None:
             problems.append("warmup_steps and warmup_ratio say the same thing twice; give one of them")
+        if self.muon_lr is not None and self.optimizer != "muon":
+            problems.append("muon_lr is given, but optimizer is adamw; --optimizer muon uses it")
         for name, kinds in _SCHEDULERS.items():
             default = TrainingConfig.__dataclass_fields__[name].default
             if getattr(self, name) != default and self.lr_scheduler not in kinds:
@@ -131,7 +135,7 @@ _BOUNDS = (
         "at least 1",
     ),
     (
-        ("num_loader_workers", "warmup_steps", "wd", "clip_grad_norm", "lr"),
+        ("num_loader_workers", "warmup_steps", "wd", "clip_grad_norm", "lr", "muon_lr"),
         lambda value: value is None or value >= 0,
         "0 or more",
     ),

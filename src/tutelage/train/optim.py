@@ -1,4 +1,4 @@
-"""AdamW with decay groups, learning-rate schedules, and optimizer state that exists before the first step."""
+"""AdamW with decay groups, Muon beside it, learning-rate schedules, and state that exists before a step."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW, Muon, Optimizer
 
 from tutelage.train.trainer import Schedule
 
@@ -25,6 +25,46 @@ def adamw(
 def decays(name: str, parameter: Tensor) -> bool:
     """Whether weight decay applies: to matrices that are no norm and no bias."""
     return parameter.ndim >= 2 and not any(word in name for word in ("bias", "norm", "ln"))
+
+
+class MuonAdamW(Optimizer):
+    """Muon for the matrices inside blocks, AdamW for embeddings, head, norms and biases, as one optimizer.
+
+    Muon (https://kellerjordan.github.io/posts/muon/) moves a matrix by its momentum made orthogonal, here
+    scaled to the size of AdamW's steps (https://arxiv.org/abs/2502.16982), so that one learning rate and one
+    weight decay suit both. Their groups and state are those of this object, so that rates and checkpoints are.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        *,
+        lr: float,
+        muon_lr: float | None,
+        betas: tuple[float, float],
+        eps: float,
+        wd: float,
+    ):
+        inside = {name: p for name, p in parameters.items() if p.requires_grad and _inside(name, p)}
+        others = {name: p for name, p in parameters.items() if name not in inside}
+        rate = lr if muon_lr is None else muon_lr
+        self._adamw = adamw(others, lr=lr, betas=betas, eps=eps, wd=wd)
+        self._muon = Muon(list(inside.values()), lr=rate, weight_decay=wd, adjust_lr_fn="match_rms_adamw")
+        super().__init__([*self._adamw.param_groups, *self._muon.param_groups], {})
+        for part in (self._adamw, self._muon):
+            part.state = self.state
+        self._adamw.param_groups = self.param_groups[:-1]
+        self._muon.param_groups = self.param_groups[-1:]
+
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step of each."""
+        assert closure is None
+        self._adamw.step()
+        self._muon.step()
+
+
+def _inside(name: str, parameter: Tensor) -> bool:
+    return decays(name, parameter) and "embed_tokens" not in name and "lm_head" not in name
 
 
 def schedule(
@@ -80,4 +120,5 @@ def allocate_state(optimizer: Optimizer) -> None:
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
         for p in group["params"]:
-            optimizer.state[p]["step"].zero_()
+            if "step" in optimizer.state[p]:
+                optimizer.state[p]["step"].zero_()

@@ -47,6 +47,12 @@ class PretrainConfig(TrainingConfig):
     pad_vocab_to_multiple_of: int = 1  # rows of the embedding; those beyond the tokenizer's stay unused
     init_std: float | None = None  # of fresh weights; default: sqrt(2 / (5 dim))
 
+    # Dropout: chances to leave a value out, in training only
+    dropout_embed: float = 0.0  # of embeddings
+    dropout_attn: float = 0.0  # of attention weights; the fastest attention kernels cannot
+    dropout_resid: float = 0.0  # of what attention and feed-forward layers add to the residual
+    dropout_head: float = 0.0  # of the hidden states that the head sees
+
     # Defaults that differ from fine-tuning
     max_seq_len: int = 256  # positions of a row, and of a new model
     pack_samples: bool = True  # fill rows of max_seq_len best-fit; a batch counts rows
@@ -79,6 +85,11 @@ class PretrainConfig(TrainingConfig):
             raise UserError(
                 f"pad_vocab_to_multiple_of is {self.pad_vocab_to_multiple_of}, must be at least 1"
             )
+        for name in ("dropout_embed", "dropout_attn", "dropout_resid", "dropout_head"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, must be from 0 up to, not with, 1")
+        if self.dropout_attn and self.attention_impl == "flash":
+            raise UserError("dropout_attn does not go with attention_impl flash; sdpa and eager have it")
         if self.init_std is not None and self.init_std <= 0:
             raise UserError(f"init_std is {self.init_std}, must be above 0")
 
@@ -92,7 +103,7 @@ def run(config: PretrainConfig) -> None:
     import torch
 
     from tutelage.checkpoint.hf import load_model
-    from tutelage.model.transformer import Transformer, initialise_
+    from tutelage.model.transformer import Transformer, initialise_, set_dropout
     from tutelage.objectives.language import NextToken
     from tutelage.recipes.fitting import device_of, fit
     from tutelage.recipes.handing_over import hand_over
@@ -124,6 +135,13 @@ def run(config: PretrainConfig) -> None:
         with torch.device(device):
             model = Transformer(model_config)
         initialise_(model, seed=config.seed, std=config.init_std)
+    set_dropout(
+        model,
+        embed=config.dropout_embed,
+        attn=config.dropout_attn,
+        resid=config.dropout_resid,
+        head=config.dropout_head,
+    )
     objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
     fitted = fit(config, model, objective, training, validation, directory)
     hand_over(

@@ -32,7 +32,7 @@ class MuonAdamW(Optimizer):
 
     Muon (https://kellerjordan.github.io/posts/muon/) moves a matrix by its momentum made orthogonal, here
     scaled to the size of AdamW's steps (https://arxiv.org/abs/2502.16982), so that one learning rate and one
-    weight decay suit both. Their groups and state are those of this object, so that rates and checkpoints are.
+    weight decay suit both. Both work on this object's groups and state: to others it is one optimizer.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ from tutelage.data.loader import Loader
 from tutelage.errors import Interrupted, UserError
 from tutelage.model.transformer import Transformer
 from tutelage.objectives.base import Objective
+from tutelage.recipes.optimizing import optimizer_of, schedule_of
 from tutelage.recipes.training import TrainingConfig
 from tutelage.report.metrics import MetricsFile, TensorBoard, WeightsAndBiases, Writer, read_rows
 from tutelage.report.progress import ProgressBar
@@ -80,16 +81,8 @@ def fit(
     surgery.recompute(model, config.selective_ac_ratio)
     if config.compile:
         surgery.compile_blocks(model)
-    optimizer = _optimizer(config, weights)
-    schedule = optim.schedule(
-        config.lr_scheduler,
-        steps=steps,
-        warmup=config.warmup(steps),
-        floor=config.min_lr_ratio,
-        start=config.warmup_init_lr_ratio,
-        decay_ratio=config.decay_ratio,
-        decay_in_warmup=config.decay_in_warmup,
-    )
+    optimizer = optimizer_of(config, weights)
+    schedule = schedule_of(config, steps)
     trainer = Trainer(model, objective, loader, optimizer, schedule, steps=steps, clip=config.clip_grad_norm)
     saver = Saver(directory / "checkpoints", weights, optimizer, keep=config.max_checkpoints)
     optim.allocate_state(optimizer)
@@ -144,13 +137,6 @@ def _train(
     )
     trainer.hooks = _hooks(config, loader, saver, validation, bar, writers, signals, fitted)
     trainer.fit()
-
-
-def _optimizer(config: TrainingConfig, weights: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-    shared: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "wd": config.wd}
-    if config.optimizer == "muon":
-        return optim.MuonAdamW(weights, muon_lr=config.muon_lr, **shared)
-    return optim.adamw(weights, **shared)
 
 
 def loader_words(config: TrainingConfig) -> str:

@@ -52,6 +52,7 @@ class TrainingConfig:
     eps: float = 1e-6
     wd: float = 0.0  # weight decay; of matrices only, never of norms and biases
     clip_grad_norm: float = 1.0  # largest gradient norm; 0: no clipping
+    ema_decay: float = 0.0  # of a running average of the weights, validated and exported; 0: there is none
 
     # Precision and memory
     precision: Literal["fp32", "bf16", "bf16_pure"] = "bf16"  # bf16 keeps float32 masters, bf16_pure does not
@@ -146,6 +147,7 @@ _BOUNDS = (
         "between 0 and 1",
     ),
     (("max_cut_percent",), lambda value: 0 <= value <= 100, "between 0 and 100"),
+    (("ema_decay",), lambda value: 0 <= value < 1, "from 0 up to, not with, 1"),
     (("eps",), lambda value: value > 0, "above 0"),
     (("betas",), lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 up to, not with, 1"),
 )

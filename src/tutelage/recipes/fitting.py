@@ -2,23 +2,25 @@
 
 import os
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from tutelage.data.loader import Loader
 from tutelage.errors import Interrupted, UserError
 from tutelage.model.transformer import Transformer
 from tutelage.objectives.base import Objective
+from tutelage.recipes.optimizing import optimizer_of, schedule_of
 from tutelage.recipes.training import TrainingConfig
 from tutelage.report.metrics import MetricsFile, TensorBoard, WeightsAndBiases, Writer, read_rows
 from tutelage.report.progress import ProgressBar
 from tutelage.train import optim, precision, surgery
+from tutelage.train.ema import EMA
 from tutelage.train.evaluate import evaluate
 from tutelage.train.interrupt import Signals
 from tutelage.train.saver import Saver, complete, is_full, newest, read_state
@@ -29,12 +31,13 @@ _ROWS_NAMED = 20  # of a step that cannot be trained on
 
 @dataclass(slots=True)
 class Fitted:
-    """What a run leaves behind: master weights by name, and the numbers of its last step and validation."""
+    """What a run leaves behind: its result by name, and the numbers of its last step and validation."""
 
-    masters: dict[str, nn.Parameter]
+    masters: Mapping[str, Tensor]  # float32 weights; with --ema_decay, in the end, their averages
     steps: int
     last: Metrics
     validation: Metrics
+    average: EMA | None  # of the weights
 
 
 def device_of(config: TrainingConfig) -> torch.device:
@@ -80,12 +83,14 @@ def fit(
     surgery.recompute(model, config.selective_ac_ratio)
     if config.compile:
         surgery.compile_blocks(model)
-    optimizer = optim.adamw(weights, lr=config.lr, betas=config.betas, eps=config.eps, wd=config.wd)
-    schedule = optim.schedule(config.lr_scheduler, steps=steps, warmup=config.warmup_steps)
+    optimizer = optimizer_of(config, weights)
+    schedule = schedule_of(config, steps)
     trainer = Trainer(model, objective, loader, optimizer, schedule, steps=steps, clip=config.clip_grad_norm)
-    saver = Saver(directory / "checkpoints", weights, optimizer, keep=config.max_checkpoints)
+    average = EMA(weights, decay=config.ema_decay) if config.ema_decay else None
+    extra = average.tensors() if average else None
+    saver = Saver(directory / "checkpoints", weights, optimizer, keep=config.max_checkpoints, extra=extra)
     optim.allocate_state(optimizer)
-    fitted = Fitted(weights, steps, {}, {})
+    fitted = Fitted(weights, steps, {}, {}, average)
     checkpoint = newest(saver.directory) if config.resume else None
     if checkpoint is not None:
         state = saver.load(checkpoint)
@@ -93,6 +98,8 @@ def fit(
         loader.restore(state["data"])
         fitted.last, fitted.validation = _recall(directory / "metrics.jsonl", trainer.step)
     precision.follow(model, weights, optimizer)
+    if average:
+        average.follow(optimizer)
     try:
         with ExitStack() as stack:
             stack.callback(loader.close)
@@ -103,6 +110,9 @@ def fit(
         if not is_full(error):
             raise
         raise saver.full_disk(f"the numbers of step {trainer.step}") from error
+    if average:
+        average.copy_into(model)
+        fitted.masters = average.weights()
     return fitted
 
 
@@ -159,7 +169,8 @@ def _hooks(
         fitted.last = metrics
         last = trainer.step == trainer.steps
         if validation is not None and (last or (config.val_freq > 0 and trainer.step % config.val_freq == 0)):
-            fitted.validation = _validate(trainer, validation, bar)
+            with fitted.average.swapped(trainer.model) if fitted.average else nullcontext():
+                fitted.validation = _validate(trainer, validation, bar)
             metrics = metrics | {f"val_{name}": value for name, value in fitted.validation.items()}
         for writer in writers:
             writer.write(trainer.step, {**metrics, **speed})

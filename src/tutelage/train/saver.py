@@ -35,11 +35,18 @@ class Saver:
     """Saves and restores a run: master weights, optimizer, random states, and a dict of plain values."""
 
     def __init__(
-        self, directory: Path, parameters: Mapping[str, Tensor], optimizer: Optimizer, *, keep: int = 1
+        self,
+        directory: Path,
+        parameters: Mapping[str, Tensor],
+        optimizer: Optimizer,
+        *,
+        keep: int = 1,
+        extra: Mapping[str, Tensor] | None = None,
     ):
         self.directory = directory
         self.parameters = parameters
         self.optimizer = optimizer
+        self.extra = extra or {}  # more tensors of the run, such as averages of the weights
         self.keep = keep  # newest checkpoints that stay; 0: all
         self._crowded = True  # whether there may be more than `keep`, or what a kill left
 
@@ -101,6 +108,7 @@ class Saver:
         tensors = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
         for p, state in self.optimizer.state.items():
             tensors |= {f"optimizer.{names[id(p)]}.{key}": value for key, value in state.items()}
+        tensors |= {f"extra.{name}": value for name, value in self.extra.items()}
         tensors[f"random.cpu.{dist.rank()}"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors[f"random.cuda.{dist.rank()}"] = torch.cuda.get_rng_state()
@@ -138,7 +146,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def check_fits(
-    checkpoint: Path, tensors: Mapping[str, Tensor], kinds: tuple[str, ...] = ("model.", "optimizer.")
+    checkpoint: Path,
+    tensors: Mapping[str, Tensor],
+    kinds: tuple[str, ...] = ("model.", "optimizer.", "extra."),
 ) -> None:
     """Refuse a checkpoint whose tensors of these kinds differ from `tensors` in name, shape or dtype."""
     entries = FileSystemReader(checkpoint).read_metadata().state_dict_metadata

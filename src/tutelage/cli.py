@@ -48,6 +48,9 @@ COMMANDS = {
     "data build stories": Command(
         "build_stories", "BuildStoriesConfig", "make small stories up, to pretrain and fine-tune on"
     ),
+    "data build pretrain": Command(
+        "build_pretrain", "BuildPretrainConfig", "tokenize text into shards, once, for pretraining"
+    ),
     "data show": Command(
         "data_show", "DataShowConfig", "print samples in colour: what is learned and what is not"
     ),

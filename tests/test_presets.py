@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tiny_runs import material, refused, run
@@ -42,6 +43,14 @@ def test_a_preset_has_the_published_number_of_parameters(name):
 
 def test_only_sizes_nobody_published_a_count_of_are_unchecked():
     assert PRESETS.keys() - PUBLISHED.keys() == {"instruct_llama-1b", "instruct_llama-3b"}
+
+
+def test_the_page_lists_every_preset_as_it_is():
+    page = (Path(__file__).parent.parent / "docs" / "pretrain.md").read_text(encoding="utf-8")
+    for name, shape in PRESETS.items():
+        numbers = [f"`{name}`", f"{shape.n_parameters:,}", f"{shape.dim:,}", f"{shape.n_layers}"]
+        numbers += [f"{shape.n_heads} / {shape.n_kv_heads}", f"{shape.ffn_dim:,}", f"{shape.max_positions:,}"]
+        assert f"| {' | '.join(numbers)} | {shape.vocab_size:,} |\n" in page, name
 
 
 def test_the_storyteller_counts_of_the_specification():

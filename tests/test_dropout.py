@@ -8,11 +8,13 @@ from test_attention import LAYOUTS
 from test_objectives import ragged, tiny
 from tiny_runs import differences, leavings, material, refused, run, watched
 
+from tutelage.cli import configure
 from tutelage.data.pack import collate
 from tutelage.errors import UserError
 from tutelage.model.attention import attend, plan, visible
 from tutelage.model.transformer import set_dropout
 from tutelage.objectives.language import NextToken
+from tutelage.recipes import pretrain
 from tutelage.train import surgery
 
 ALL = {"embed": 0.3, "attn": 0.3, "resid": 0.3, "head": 0.3}
@@ -137,6 +139,34 @@ def test_a_run_with_dropout_interrupted_and_resumed_is_unbroken(made, tmp_path, 
     none = settings | {f"dropout_{kind}": 0.0 for kind in ALL}
     assert run(*made.pretrain(plain, **none)).code == 0
     assert "checkpoint random.cpu.0" in differences(leavings(whole), leavings(plain))
+
+
+def test_each_flag_sets_its_own_chance(made, tmp_path, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def fit(config, model, *_):
+        block, chances = model.model.layers[1], [model.model.dropout.p, model.attention_dropout]
+        raise Seen(*chances, block.dropout.p, model.dropout.p)
+
+    monkeypatch.setattr("tutelage.recipes.fitting.fit", fit)
+    chances = {"dropout_embed": 0.1, "dropout_attn": 0.2, "dropout_resid": 0.3, "dropout_head": 0.4}
+    _, config = configure(made.pretrain(tmp_path, **chances))
+    with pytest.raises(Seen) as seen:
+        pretrain.run(config)
+    assert seen.value.args == (0.1, 0.2, 0.3, 0.4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_drops_attention_weights_within_the_rule():
+    positions, docs = (x.cuda() for x in LAYOUTS["segments"])
+    layout = plan(positions, docs, kv_used=None, windows={None}, dropout=0.25)
+    assert layout.kind == "dense"
+    values = torch.eye(positions.shape[1], device="cuda").expand(*positions.shape[:1], 2, -1, -1)
+    weights = attend(values.repeat_interleave(2, dim=1) * 0, values * 0, values, layout, None)
+    seen = visible(positions, positions, docs, docs, window=None).expand_as(weights)
+    assert not weights[~seen].any() and 0.7 < (weights[seen] > 0).float().mean() < 0.8
 
 
 @pytest.mark.parametrize(

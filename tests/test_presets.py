@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from tiny_runs import material, refused, run
 from transformers import AutoConfig
 
@@ -11,6 +13,7 @@ from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.presets import PRESETS, reshaped
 from tutelage.recipes.pretrain import PretrainConfig
+from tutelage.text.tokenizer import Tokenizer
 
 PUBLISHED = {  # of the model cards' safetensors and of the systems' own prints, with the published vocabulary
     "stories260K": 260_032,
@@ -42,6 +45,36 @@ def test_a_preset_has_the_published_number_of_parameters(name):
 
 def test_only_sizes_nobody_published_a_count_of_are_unchecked():
     assert PRESETS.keys() - PUBLISHED.keys() == {"instruct_llama-1b", "instruct_llama-3b"}
+
+
+TRAITS = {  # of the published config.json: rope_theta, rms_norm_eps, tied, rope factor, window
+    "smollm2": (1e5, 1e-5, True, None, None),
+    "qwen2.5-0.5b": (1e6, 1e-6, True, None, None),
+    "qwen2.5-1.5b": (1e6, 1e-6, True, None, None),
+    "qwen2.5-7b": (1e6, 1e-6, False, None, None),
+    "llama3.2": (5e5, 1e-5, True, 32, None),
+    "llama3.1": (5e5, 1e-5, False, 8, None),
+    "mistral": (1e4, 1e-5, False, None, 4096),
+    "stories": (1e4, 1e-5, True, None, None),
+    "instruct_llama": (1e4, 1e-5, False, None, None),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_a_count_does_not_show_is_as_published_too(name):
+    (expected,) = (traits for start, traits in TRAITS.items() if name.startswith(start))
+    values = PRESETS[name].to_hf()
+    factor = (values["rope_scaling"] or {}).get("factor")
+    found = (values["rope_theta"], values["rms_norm_eps"], values["tie_word_embeddings"], factor)
+    assert (*found, values.get("sliding_window")) == expected
+
+
+def test_the_page_lists_every_preset_as_it_is():
+    page = (Path(__file__).parent.parent / "docs" / "pretrain.md").read_text(encoding="utf-8")
+    for name, shape in PRESETS.items():
+        numbers = [f"`{name}`", f"{shape.n_parameters:,}", f"{shape.dim:,}", f"{shape.n_layers}"]
+        numbers += [f"{shape.n_heads} / {shape.n_kv_heads}", f"{shape.ffn_dim:,}", f"{shape.max_positions:,}"]
+        assert f"| {' | '.join(numbers)} | {shape.vocab_size:,} |\n" in page, name
 
 
 def test_the_storyteller_counts_of_the_specification():
@@ -130,7 +163,10 @@ def test_a_new_model_has_the_shape_of_a_config_json(made, tmp_path):
     assert ended.code == 0, ended.err
     written = shape_of(out)
     assert (written["model_type"], written["rope_theta"], written["vocab_size"]) == ("qwen2", 77.0, 259)
-    assert written["eos_token_id"] != 9 and written["num_hidden_layers"] == 2, "the flags' two layers"
+    assert written["num_hidden_layers"] == 2, "the flags' two layers"
+    own = Tokenizer.load(made.model)
+    assert (written["bos_token_id"], written["eos_token_id"]) == (own.bos, own.eos)
+    assert written["pad_token_id"] == own.pad is not None
 
 
 @pytest.mark.parametrize(
@@ -151,6 +187,13 @@ def test_a_new_model_has_the_shape_of_a_config_json(made, tmp_path):
 def test_a_shape_that_cannot_be_is_refused_before_the_run_begins(made, tmp_path, settings, says):
     assert says in refused(run(*made.pretrain(tmp_path / "out", **settings)))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("given", "std"), [({"init_std": 0.05}, 0.05), ({}, (2 / (5 * 32)) ** 0.5)])
+def test_a_new_model_is_drawn_as_wide_as_it_was_told(made, tmp_path, given, std):
+    assert run(*made.pretrain(tmp_path, lr=0.0, train_steps=1, **given)).code == 0
+    embedding = load_file(tmp_path / "model" / "model.safetensors")["model.embed_tokens.weight"]
+    assert embedding.std().item() == pytest.approx(std, rel=0.05)
 
 
 def test_the_default_shape_is_the_15m_model():

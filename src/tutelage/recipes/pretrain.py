@@ -15,16 +15,10 @@ Only the shape is taken, never weights; the vocabulary is the tokenizer's.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from tutelage.errors import UserError
 from tutelage.recipes.training import TrainingConfig
-
-if TYPE_CHECKING:
-    from tutelage.model.config import ModelConfig
-    from tutelage.text.tokenizer import Tokenizer
-
-_DEFAULT_SHAPE = "stories15M"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,9 +28,7 @@ class PretrainConfig(TrainingConfig):
     # Model
     tokenizer: Path | None = None  # a directory with tokenizer.json; default: that of ckpt_paths
     ckpt_paths: tuple[str, ...] = ()  # a model to go on with: an HF directory, a hub id or a .gguf file
-    model: str = (
-        _DEFAULT_SHAPE  # the shape of a new model: a name (above) or a config.json; weights are random
-    )
+    model: str = "stories15M"  # shape of a new model: a name (above) or a config.json; weights are random
     dim: int | None = None  # default: the model's, as all of these; what is given beats it
     n_layers: int | None = None
     n_heads: int | None = None
@@ -69,43 +61,50 @@ class PretrainConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         TrainingConfig.__post_init__(self)
+        problems = [
+            f"{name} is {getattr(self, name)}, must be {words}"
+            for names, right, words in _BOUNDS
+            for name in names
+            if not right(getattr(self, name))
+        ]
+        if len(self.ckpt_paths) > 1:
+            problems.append(f"ckpt_paths names {len(self.ckpt_paths)} models; training goes on with one")
+        defaults = PretrainConfig.__dataclass_fields__
+        given = [name for name in _OF_NEW_MODELS if getattr(self, name) != defaults[name].default]
+        if self.ckpt_paths and given:
+            problems.append(
+                f"{', '.join(given)} and ckpt_paths exclude each other: a model that exists has its "
+                "tokenizer and its shape; leave them out; or leave out ckpt_paths, and weights are random"
+            )
+        if not self.ckpt_paths and self.tokenizer is None:
+            problems.append(
+                "tokenizer is missing: a directory with tokenizer.json, such as `tutelage tokenizer train` "
+                "writes; or give ckpt_paths, to go on with a model that has its own"
+            )
+        if self.dropout_attn and self.attention_impl == "flash":
+            problems.append("dropout_attn does not go with attention_impl flash; sdpa and eager have it")
         if self.train_data_weights and len(self.train_data_weights) != len(self.train_data_paths):
-            raise UserError(
+            problems.append(
                 f"train_data_weights has {len(self.train_data_weights)} numbers "
                 f"for {len(self.train_data_paths)} train_data_paths"
             )
         if self.train_data_weights and min(self.train_data_weights) <= 0:
-            raise UserError(f"train_data_weights has {min(self.train_data_weights):g}; each must be above 0")
-        if len(self.ckpt_paths) > 1:
-            raise UserError(f"ckpt_paths names {len(self.ckpt_paths)} models; training goes on with one")
-        if self.ckpt_paths:
-            defaults = PretrainConfig.__dataclass_fields__
-            given = [name for name in _OF_NEW_MODELS if getattr(self, name) != defaults[name].default]
-            if given:
-                raise UserError(
-                    f"{', '.join(given)} and ckpt_paths exclude each other: a model that exists has its "
-                    "tokenizer and its shape; leave them out, or ckpt_paths, which starts from random weights"
-                )
-        elif self.tokenizer is None:
-            raise UserError(
-                "tokenizer is missing: a directory with tokenizer.json, such as `tutelage tokenizer train` "
-                "writes; or give ckpt_paths, to go on with a model that has its own"
-            )
-        if self.pad_vocab_to_multiple_of < 1:
-            raise UserError(
-                f"pad_vocab_to_multiple_of is {self.pad_vocab_to_multiple_of}, must be at least 1"
-            )
-        for name in ("dropout_embed", "dropout_attn", "dropout_resid", "dropout_head"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, must be from 0 up to, not with, 1")
-        if self.dropout_attn and self.attention_impl == "flash":
-            raise UserError("dropout_attn does not go with attention_impl flash; sdpa and eager have it")
-        if self.init_std is not None and self.init_std <= 0:
-            raise UserError(f"init_std is {self.init_std}, must be above 0")
+            problems.append(f"train_data_weights has {min(self.train_data_weights):g}; each must be above 0")
+        if problems:
+            raise UserError("\n  ".join(problems))
 
 
 _OF_NEW_MODELS = ("tokenizer", "model", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "tied")
 _OF_NEW_MODELS += ("rope_theta", "pad_vocab_to_multiple_of", "init_std")
+_BOUNDS = (
+    (("pad_vocab_to_multiple_of",), lambda value: value >= 1, "at least 1"),
+    (("init_std",), lambda value: value is None or value > 0, "above 0"),
+    (
+        ("dropout_embed", "dropout_attn", "dropout_resid", "dropout_head"),
+        lambda value: 0 <= value < 1,
+        "from 0 up to, not with, 1",
+    ),
+)
 
 
 def run(config: PretrainConfig) -> None:
@@ -120,17 +119,12 @@ def run(config: PretrainConfig) -> None:
     from tutelage.recipes.inference import model_path
     from tutelage.recipes.preparing import check_resume, loaders, plan
     from tutelage.recipes.run_directory import open_run
-    from tutelage.text.tokenizer import Tokenizer
+    from tutelage.recipes.shaping import existing, new
     from tutelage.train.precision import load_dtype
 
     device = device_of(config)
     base = model_path(config.ckpt_paths[0]) if config.ckpt_paths else None
-    if base is not None:
-        tokenizer, model_config = _existing(base, config.max_seq_len)
-    else:
-        assert config.tokenizer is not None
-        tokenizer = Tokenizer.load(config.tokenizer)
-        model_config = _new_shape(config, tokenizer)
+    tokenizer, model_config = existing(base, config.max_seq_len) if base else new(config)
     training, validation = loaders(
         config,
         tokenizer,
@@ -145,7 +139,7 @@ def run(config: PretrainConfig) -> None:
     if config.dry_run:
         return
     directory = open_run(config, "pretrain")
-    if base is not None:
+    if base:
         model = load_model(base, dtype=load_dtype(config.precision), device=device)
     else:
         with torch.device(device):
@@ -170,74 +164,4 @@ def run(config: PretrainConfig) -> None:
         tokenizer=tokenizer,
         template=None,
         precision=config.precision,
-    )
-
-
-def _existing(base: Path, max_seq_len: int) -> "tuple[Tokenizer, ModelConfig]":
-    """Tokenizer and shape of the model at `base`; one trained on longer rows than before says so after it."""
-    from dataclasses import replace
-
-    from tutelage.checkpoint.hf import load_config
-    from tutelage.checkpoint.tokenizer import load_tokenizer
-    from tutelage.recipes.preparing import check_model
-
-    shape, tokenizer = load_config(base), load_tokenizer(base)
-    check_model(base, shape, tokenizer)
-    return tokenizer, replace(shape, max_positions=max(shape.max_positions, max_seq_len))
-
-
-def _new_shape(config: PretrainConfig, tokenizer: "Tokenizer") -> "ModelConfig":
-    """The named shape with what the flags change, the tokenizer's vocabulary, and positions for a row."""
-    from dataclasses import replace
-
-    from tutelage.model.presets import reshaped
-    from tutelage.recipes.preparing import say
-
-    named = _named_shape(config.model)
-    shape = reshaped(
-        named,
-        dim=config.dim,
-        n_layers=config.n_layers,
-        n_heads=config.n_heads,
-        n_kv_heads=config.n_kv_heads,
-        ffn_dim=config.ffn_dim,
-        tied=config.tied,
-        rope_theta=config.rope_theta,
-    )
-    if config.model != _DEFAULT_SHAPE and config.max_seq_len < named.max_positions:
-        say(
-            f"{config.model} has room for {named.max_positions:,} positions; this run's rows have "
-            f"{config.max_seq_len:,} (--max_seq_len), and so will the model"
-        )
-    multiple = config.pad_vocab_to_multiple_of
-    return replace(
-        shape,
-        vocab_size=-(-tokenizer.size // multiple) * multiple,
-        max_positions=config.max_seq_len,
-        bos=tokenizer.bos,
-        eos=() if tokenizer.eos is None else (tokenizer.eos,),
-        pad=tokenizer.pad,
-        dtype="float32",
-    )
-
-
-def _named_shape(name: str) -> "ModelConfig":
-    """The preset of this name, or what the config.json there describes."""
-    import difflib
-
-    from tutelage.checkpoint.hf import load_config, read_config
-    from tutelage.model.presets import PRESETS
-
-    path = Path(name).expanduser()
-    if name in PRESETS:
-        return PRESETS[name]
-    if path.is_file():
-        return read_config(path)
-    if path.is_dir():
-        return load_config(path)
-    nearest = difflib.get_close_matches(name.lower(), {preset.lower() for preset in PRESETS}, n=1)
-    hint = next((f"did you mean {preset}? " for preset in PRESETS if preset.lower() in nearest), "")
-    raise UserError(
-        f"model {name} is no file and no name of a shape; {hint}names are {', '.join(PRESETS)}; "
-        "a config.json gives any other shape"
     )

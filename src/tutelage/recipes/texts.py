@@ -1,4 +1,4 @@
-"""The texts of data files, for commands that look at no more than these: lines, records, what messages say."""
+"""The texts of data files, for commands that look at nothing else: lines, records, what messages say."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ _IN_MEMORY = 1_000_000_000  # bytes of text that SentencePiece is given, for it 
 class TokenizerTrainConfig:
     # the text
     train_data_paths: tuple[str, ...]
-    """text:FILE, a text a line; document:FILE, one text; jsonl:FILE with messages or text; local:DIR; hub ids"""
+    """text:FILE, a text a line; document:FILE, one text; jsonl:FILE with messages or text; local:DIR, hub ids
+    of data sets"""
     train_data_splits: tuple[str, ...] = ()
     """of each path that is a data set of the hub or local:; - for files"""
     train_num_samples: tuple[float, ...] = ()  # of each path: above 1 a count, up to 1 a share, -1 all

@@ -6,7 +6,7 @@ Format: sentencepiece_model.proto, https://github.com/google/sentencepiece/blob/
 import base64
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -62,7 +62,7 @@ def read_model(content: bytes) -> tuple[Vocabulary, dict[str, str]]:
             elif field == _NORMALIZER:
                 normalizer = dict(_fields(value))
         tokens, scores, kinds = (list(column) for column in zip(*pieces, strict=True))
-    except (TypeError, IndexError, ValueError, struct.error) as error:
+    except (TypeError, LookupError, ValueError, struct.error) as error:
         raise ValueError("it is damaged, or no SentencePiece model") from error
     _refuse_unsupported(trainer, normalizer, kinds)
     ids = {content: token for token, content in enumerate(tokens)}
@@ -96,23 +96,23 @@ def control_last(content: bytes, *, first: int) -> bytes:
 
 def tokenizer_parts(vocabulary: Vocabulary) -> dict[str, Any]:
     """The parts of a tokenizer.json that cut text and join it; transformers' converter makes the same."""
-    prefix, tokens, kinds = vocabulary.prefix, vocabulary.tokens, vocabulary.kinds
+    tokens, kinds = vocabulary.tokens, vocabulary.kinds
     normalizers: list[dict[str, Any]] = []
     if vocabulary.charsmap:
         table = base64.b64encode(vocabulary.charsmap).decode()
         normalizers.append({"type": "Precompiled", "precompiled_charsmap": table})
     if vocabulary.collapses:
-        normalizers += [_replace({"Regex": "^ +| +$"}, ""), _replace({"Regex": " {2,}"}, " ")]
-    normalizers += [{"type": "Prepend", "prepend": _SPACE}] * prefix
-    decoders = [_replace({"String": _SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
+        ends = (_replace({"Regex": pattern}, "") for pattern in (r"\A +", rf"[ {_SPACE}]+\z"))
+        normalizers += [*ends, _replace({"Regex": " {2,}"}, " ")]
+    normalizers += [{"type": "Prepend", "prepend": _SPACE}] * vocabulary.prefix
+    normalizers.append(_replace({"String": " "}, _SPACE))
+    stripped = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] * vocabulary.prefix
+    joined = [_replace({"String": _SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
     return {
-        "normalizer": {"type": "Sequence", "normalizers": [*normalizers, _replace({"String": " "}, _SPACE)]},
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": None,
         "post_processor": None,
-        "decoder": {
-            "type": "Sequence",
-            "decoders": decoders + [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] * prefix,
-        },
+        "decoder": {"type": "Sequence", "decoders": joined + stripped},
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -128,7 +128,9 @@ def tokenizer_parts(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def added_tokens(tokens: list[str], kinds: list[int], which: tuple[Kind, ...]) -> list[dict[str, Any]]:
+def added_tokens(
+    tokens: Sequence[str], kinds: Sequence[int], which: tuple[Kind, ...]
+) -> list[dict[str, Any]]:
     """The tokens of these kinds as a tokenizer.json lists them: found whole in a text, before it is cut."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return [
@@ -175,6 +177,7 @@ def _refuse_unsupported(trainer: dict[int, Any], normalizer: dict[int, Any], kin
     if trainer.get(_SUFFIX):
         raise ValueError("it writes spaces behind words; supported are spaces before words")
     if normalizer.get(_PREFIX, True) and Kind.USER_DEFINED in kinds:
+        # the tokenizers library would put a space behind every symbol, or none before a text that has one
         raise ValueError(
             "it has user-defined symbols and a space before every text; one of them is supported"
         )

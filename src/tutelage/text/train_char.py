@@ -29,7 +29,7 @@ def train_char(texts: Iterable[str], vocab_size: int, control: Sequence[str] = (
         counts.update(plain(text))
     frequent = sorted(counts, key=lambda character: (-counts[character], character))
     tokens = [*special, *sorted(frequent[: vocab_size - len(special)])]
-    kinds: list[int] = [Kind.CONTROL] * len(special) + [Kind.NORMAL] * (len(tokens) - len(special))
+    kinds = [Kind.CONTROL] * len(special) + [Kind.NORMAL] * (len(tokens) - len(special))
     source = {
         "version": "1.0",
         "truncation": None,

@@ -22,11 +22,11 @@ def choose(
 ) -> list[Rows]:
     """The rows to read of each path; bad ones are refused, or skipped aloud.
 
-    `flags` is what the names of the flags begin with: --train_data, say."""
+    `flags` is what the names of the flags begin with: --train_, say."""
     from tutelage.data.read import Faults, parse_sources, scan
     from tutelage.data.saved import as_files
 
-    files = as_files(paths, splits, cache_dir=cache_dir, log=say, flag=f"{flags}_splits")
+    files = as_files(paths, splits, cache_dir=cache_dir, log=say, flag=f"{flags}data_splits")
     faults, chosen = Faults(), []
     for source, amount in zip(parse_sources(files), num_samples or (-1.0,) * len(files), strict=True):
         rows = scan(source)
@@ -36,8 +36,7 @@ def choose(
         say(f"{faults.count:,} bad rows skipped, the first of them {faults.named[0]}")
     elif faults.count:
         faults.refuse()
-    flag = f"{flags.removesuffix('_data')}_num_samples"
-    return [rows.sample(amount, flag) for rows, amount in chosen]
+    return [rows.sample(amount, f"{flags}num_samples") for rows, amount in chosen]
 
 
 def sample_bytes(chosen: list[Rows], limit: int) -> list[Rows]:

@@ -84,7 +84,7 @@ def run(config: TokenizerTrainConfig) -> None:
         num_samples=config.train_num_samples,
         skip_bad_rows=config.skip_bad_rows,
         cache_dir=config.cache_dir,
-        flags="--train_data",
+        flags="--train_",
     )
     limit = config.max_train_bytes or (_IN_MEMORY if config.algorithm == "sentencepiece" else None)
     if limit is not None:

@@ -46,8 +46,8 @@ def sample_bytes(chosen: list[Rows], limit: int) -> list[Rows]:
         return chosen
     share = limit / size
     say(
-        f"learning from {share:.1%} of the rows, drawn by chance: they have about {size / 1e6:,.0f} MB of "
-        f"text, and {limit / 1e6:,.0f} MB are learned from at most (--max_train_bytes)"
+        f"learning from {share:.1%} of the rows, drawn by chance: they have about {size:,.0f} bytes of "
+        f"text, and --max_train_bytes is {limit:,}"
     )
     return [rows.sample(max(share, 1 / len(rows))) for rows in chosen]
 

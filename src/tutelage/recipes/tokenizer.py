@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tutelage.text.template import Template
     from tutelage.text.tokenizer import Tokenizer
 
-_IN_MEMORY = 1_000_000_000  # bytes of text that SentencePiece is given, for it holds them all
+_IN_MEMORY = 300_000_000  # bytes of text given to SentencePiece, which takes three times as much memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +36,7 @@ class TokenizerTrainConfig:
     """of each path that is a data set of the hub or local:; - for files"""
     train_num_samples: tuple[float, ...] = ()  # of each path: above 1 a count, up to 1 a share, -1 all
     max_train_bytes: int | None = None
-    """of text to learn from, more is sampled; default: 1e9 for sentencepiece, which holds all in memory"""
+    """of text to learn from, more is sampled; default: 3e8 for sentencepiece, about 1 GB of memory"""
     skip_bad_rows: bool = False  # count rows that cannot be used and go on without them
     cache_dir: Path | None = None  # of data sets written out as files; default ~/.cache/tutelage
 

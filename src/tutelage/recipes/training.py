@@ -11,9 +11,8 @@ from tutelage.errors import UserError
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
     # Data
-    train_data_paths: tuple[
-        str, ...
-    ]  # jsonl:FILE with messages, text:FILE with a document a line, local:DIR, hub ids
+    train_data_paths: tuple[str, ...]
+    """jsonl:FILE with messages or text, text:FILE, a document a line, document:FILE, local:DIR, hub ids"""
     val_data_paths: tuple[str, ...] = ()  # held-out data of the same kinds; none: no validation
     train_data_splits: tuple[
         str, ...

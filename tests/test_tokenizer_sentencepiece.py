@@ -80,10 +80,10 @@ def test_any_text_has_the_ids_of_sentencepiece_and_comes_back(text):
 def test_ids_are_llama_2s_then_bytes_and_control_tokens_come_last():
     tokenizer, official = trained(), processor()
     assert tokenizer.size == official.vocab_size() == 900
-    assert (official.unk_id(), official.bos_id(), official.eos_id(), official.pad_id()) == (0, 1, 2, -1)
-    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == (1, 2, None)
+    assert (official.unk_id(), official.bos_id(), official.eos_id(), official.pad_id()) == (0, 1, 2, 896)
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == (1, 2, 896)
     assert [official.id_to_piece(3 + byte) for byte in range(256)] == [f"<0x{b:02X}>" for b in range(256)]
-    special = {name: 897 + number for number, name in enumerate(CONTROL)}
+    special = {name: 896 + number for number, name in enumerate(["<pad>", *CONTROL])}
     assert tokenizer.control == {"<unk>": 0, "<s>": 1, "</s>": 2, **special}
     assert all(official.is_control(token) for token in special.values())
 
@@ -124,7 +124,7 @@ def test_the_model_is_that_of_the_command_line_of_the_library(tmp_path):
         official = sentencepiece.SentencePieceProcessor(str(tmp_path / "m.model"))
         pieces = [official.id_to_piece(token) for token in range(700)]
         digests.add(hashlib.sha256(repr(pieces).encode()).hexdigest())
-        ours = train_sentencepiece(stories()[:600], 700)
+        ours = train_sentencepiece(stories()[:600], 701)  # <pad> is the last
         assert [ours.token_text(token) for token in range(700)] == pieces
     assert len(digests) == 1
 
@@ -137,7 +137,7 @@ def test_llama_cpps_own_readers_read_the_directory(tmp_path):
     of_json = list(LlamaHfVocab(tmp_path).all_tokens())[1:]  # to which the unknown token is control
     assert [(text, kind) for text, _, kind in of_json] == [(text, kind) for text, _, kind in plain[1:]]
     special = SpecialVocab(tmp_path, n_vocab=900)
-    assert special.special_token_ids == {"bos": 1, "eos": 2, "unk": 0}
+    assert special.special_token_ids == {"bos": 1, "eos": 2, "unk": 0, "pad": 896}
     assert special.chat_template == Template.load("chatml").jinja
 
 
@@ -187,7 +187,15 @@ def test_mistrals_own_model_is_read(tmp_path):
 
 
 def test_llama_2s_ids_are_the_published_ones():
-    ours = load_tokenizer(llama_cpp_file("models/ggml-vocab-llama-spm.gguf"))
+    """Those of llama.cpp's own tests, and two more."""
+    path = llama_cpp_file("models/ggml-vocab-llama-spm.gguf")
+    ours = load_tokenizer(path)
+    texts = path.with_suffix(".gguf.inp").read_bytes().decode()
+    inputs = texts.split("\n__ggml_vocab_test__\n")[:-1]
+    outputs = path.with_suffix(".gguf.out").read_text().splitlines()
+    assert len(inputs) == len(outputs) > 40
+    for text, ids in zip(inputs, outputs, strict=True):
+        assert ours.encode(text) == [int(token) for token in ids.split()], text
     assert ours.encode("[INST]") == [518, 25580, 29962]
     assert ours.encode("[/INST]") == [518, 29914, 25580, 29962]
     assert (ours.bos, ours.eos, ours.pad, ours.control["<unk>"], ours.size) == (1, 2, None, 0, 32000)
@@ -230,15 +238,16 @@ def test_models_that_cannot_be_read_are_refused(name, tmp_path):
 
 def test_vocabularies_that_are_too_small_are_refused():
     with pytest.raises(UserError) as refused:
-        train_sentencepiece(["a"], 262, CONTROL)
+        train_sentencepiece(["a"], 263, CONTROL)
     assert str(refused.value) == (
-        "a vocabulary of 262 is too small: 256 bytes, <unk>, <s>, </s> and 3 control tokens take 262 "
-        "already, and every character takes one more"
+        "a vocabulary of 263 is too small: 256 bytes and 7 control tokens (<unk>, <s>, </s>, <pad>, "
+        "<|im_start|>, <|im_end|>, <|reserved_special_token_0|>) take 263 already, and every character takes "
+        "one more"
     )
     with pytest.raises(UserError) as refused:
         train_sentencepiece(["abcdefghij"], 265)
     assert str(refused.value) == (
-        "a vocabulary of 265 is too small: bytes, control tokens and every character of the text take 270 "
+        "a vocabulary of 265 is too small: bytes, control tokens and every character of the text take 271 "
         "already; raise --vocab_size, or take --algorithm byte_bpe, which spells rare characters in bytes"
     )
 

@@ -10,7 +10,7 @@ from tutelage.text.sentencepiece_model import control_last, tokenizer_json
 from tutelage.text.tokenizer import Tokenizer
 
 _NAMED = ("<unk>", "<s>", "</s>")  # ids 0, 1 and 2; bytes follow
-_FEWEST = len(_NAMED) + 256
+_PAD = "<pad>"  # as of byte-level vocabularies: no reader can take padding for the end
 # The library leaves out whole lines that have U+2585, its sign for the unknown, so text is cut there too.
 _CUTS = re.compile("[\n\u2585]")
 _TOO_SMALL = re.compile(r"smaller than required_chars\. \d+ vs (\d+)")
@@ -21,14 +21,16 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, control: Sequence
 
     Every character of the texts is a token, digits stand alone, spaces are kept as they are, and line ends
     are never part of a longer token. The same texts give the same model. Control tokens come last, so that
-    bytes begin at 3, which readers of Llama 2's vocabulary count on."""
+    bytes begin at 3, which readers of Llama 2's vocabulary count on; the first of them is `<pad>`."""
     from sentencepiece import SentencePieceTrainer
 
-    control = [name for name in dict.fromkeys(control) if name not in _NAMED]
-    if vocab_size <= _FEWEST + len(control):
+    control = [name for name in dict.fromkeys([_PAD, *control]) if name not in _NAMED]
+    fewest = len(_NAMED) + 256 + len(control)
+    if vocab_size <= fewest:
         raise UserError(
-            f"a vocabulary of {vocab_size} is too small: 256 bytes, {', '.join(_NAMED)} and {len(control)} "
-            f"control tokens take {_FEWEST + len(control)} already, and every character takes one more"
+            f"a vocabulary of {vocab_size} is too small: 256 bytes and {len(_NAMED) + len(control)} control "
+            f"tokens ({', '.join([*_NAMED, *control])}) take {fewest} already, and every character takes "
+            "one more"
         )
     model = io.BytesIO()
     try:
@@ -47,19 +49,19 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, control: Sequence
             self_test_sample_size=0,
             input_sentence_size=0,  # all: what to leave out is decided where the texts are chosen
             max_sentence_length=1 << 30,  # longer lines would be left out
-            control_symbols=list(control),
+            control_symbols=control,
             unk_id=0,
             bos_id=1,
             eos_id=2,
-            pad_id=-1,
+            pad_id=-1,  # or it would be 3
             minloglevel=2,
         )
     except RuntimeError as error:
         raise UserError(_reason(str(error), vocab_size)) from error
     content = control_last(model.getvalue(), first=len(_NAMED))
     made, settings = tokenizer_json(content)
-    if control:
-        settings["additional_special_tokens"] = control
+    if control[1:]:
+        settings["additional_special_tokens"] = control[1:]
     return Tokenizer(json.dumps(made, ensure_ascii=False), settings, content)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from materials import llama_cpp_file, mistral_sentencepiece
 from transformers import AutoTokenizer
 
+from tutelage.checkpoint.gguf_file import read_header
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.data.stories import conversation, document
 from tutelage.errors import UserError
@@ -199,6 +200,28 @@ def test_llama_2s_ids_are_the_published_ones():
     assert ours.encode("[INST]") == [518, 25580, 29962]
     assert ours.encode("[/INST]") == [518, 29914, 25580, 29962]
     assert (ours.bos, ours.eos, ours.pad, ours.control["<unk>"], ours.size) == (1, 2, None, 0, 32000)
+
+
+def test_llama_2s_model_alone_is_read(tmp_path):
+    """The model is put together again of what llama.cpp has of it, by SentencePiece's own format."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    settings = read_header(llama_cpp_file("models/ggml-vocab-llama-spm.gguf")).settings
+    columns = [settings[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")]
+    model = sentencepiece_model_pb2.ModelProto()
+    model.trainer_spec.model_type = model.trainer_spec.BPE
+    model.trainer_spec.byte_fallback = True
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.remove_extra_whitespaces = False
+    for piece, score, kind in zip(*columns, strict=True):
+        model.pieces.add(piece=piece, score=score, type=kind)
+    (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
+    official = sentencepiece.SentencePieceProcessor(str(tmp_path / "tokenizer.model"))
+    ours = Tokenizer.load(tmp_path)
+    assert (ours.size, ours.bos, ours.eos, ours.pad) == (32000, 1, 2, None)
+    assert ours.encode("[INST]") == official.encode("[INST]") == [518, 25580, 29962]
+    for text in texts():
+        assert ours.encode(text) == official.encode(text), text
 
 
 REFUSED = {

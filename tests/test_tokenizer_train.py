@@ -107,6 +107,17 @@ def test_transformers_and_we_read_the_same_tokenizer_back(tmp_path):
         assert theirs.decode(ours.encode(text)) == text
 
 
+def test_llama_cpps_own_reader_reads_the_vocabulary(tmp_path):
+    from gguf.vocab import BpeVocab, SpecialVocab
+
+    trained().save(tmp_path, chat_template=Template.load("chatml").jinja)
+    read = [text for text, _, _ in BpeVocab(tmp_path).all_tokens()]
+    assert read == [trained().token_text(token) for token in range(512)]
+    special = SpecialVocab(tmp_path, load_merges=True, n_vocab=512)
+    assert special.special_token_ids == {"eos": 0, "pad": 1}
+    assert len(special.merges) == 512 - 256 - 4
+
+
 def test_conversations_are_learned_from_by_what_is_said(tmp_path):
     rng = Random(0)
     with (tmp_path / "chats.jsonl").open("w") as file:

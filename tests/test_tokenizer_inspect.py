@@ -5,12 +5,14 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from tiny_sentencepiece import write_model
 from transformers import AutoTokenizer
 
 from tutelage.cli import configure, main
 from tutelage.data.stories import document
 from tutelage.errors import UserError
 from tutelage.text.measure import measure
+from tutelage.text.tokenizer import Tokenizer
 from tutelage.text.train import train_tokenizer
 from tutelage.text.train_char import train_char
 from tutelage.text.train_sentencepiece import train_sentencepiece
@@ -48,6 +50,15 @@ def test_what_is_spelled_in_bytes_is_counted():
         assert found.byte_tokens == 2 + 3 + 3
         assert found.scripts["CJK"] == (2, 0) and found.scripts["Latin"] == (5, 4)
         assert (found.changed, found.unknown) == (0, 0)
+
+
+def test_a_tokenizer_that_drops_spaces_is_found_out(tmp_path):
+    """As llama2.c trains it: spaces at the ends and in a row are gone, and a space alone has no token."""
+    write_model(tmp_path / "tokenizer.model", remove_extra_whitespaces=True)
+    found = measure(Tokenizer.load(tmp_path), placed("Lily  ran.", " ", "Lily ran."))
+    assert (found.texts, found.changed) == (3, 2)
+    assert found.changed_named[0] == "a.txt:1: 'Lily  ran.' came back as 'Lily ran.'"
+    assert found.scripts["spaces"] == (4, 0)
 
 
 def test_tokens_are_those_transformers_counts_however_the_texts_are_cut_into_batches(tmp_path, monkeypatch):

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 _IN_MEMORY = 300_000_000  # bytes of text given to SentencePiece, which takes three times as much memory
 
+_SPENT = {  # why a vocabulary is smaller than was asked for
+    "byte_bpe": "nothing else occurs twice in the text",
+    "sentencepiece": "every word of the text is a token already",
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerTrainConfig:
@@ -99,9 +104,9 @@ def run(config: TokenizerTrainConfig) -> None:
     n_tokens = max(1, sum(map(len, tokenizer.encode_batch(shown))))
     n_bytes = sum(len(text.encode()) for text in shown)
     say(f"{config.output_dir}: {tokenizer.size:,} tokens, {n_bytes / n_tokens:.2f} bytes of text in each")
-    if tokenizer.size < config.vocab_size and config.algorithm != "char":
+    if tokenizer.size < config.vocab_size and config.algorithm in _SPENT:
         say(
-            f"{config.vocab_size:,} were asked for, but nothing else occurs twice in the text: "
+            f"{config.vocab_size:,} were asked for, but {_SPENT[config.algorithm]}: "
             "give more of it, or a smaller --vocab_size"
         )
 

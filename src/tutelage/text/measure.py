@@ -77,7 +77,7 @@ def measure(tokenizer: Tokenizer, texts: Iterable[tuple[str, str]]) -> Measures:
         (spelled[token] for token in set(used) - control - parts), key=lambda text: (-len(text), text)
     )
     found.longest = whole[:LONGEST_SHOWN]
-    found.scripts = _scripts(characters, tokenizer, parts_of=tokenizer.byte_tokens)
+    found.scripts = _scripts(characters, tokenizer)
     return found
 
 
@@ -93,9 +93,7 @@ def _batches(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]
         yield batch
 
 
-def _scripts(
-    characters: Counter[str], tokenizer: Tokenizer, parts_of: frozenset[int]
-) -> dict[str, tuple[int, int]]:
+def _scripts(characters: Counter[str], tokenizer: Tokenizer) -> dict[str, tuple[int, int]]:
     """For each script, the most frequent first: its characters, and those that tokens spell whole."""
     seen, whole = Counter[str](), Counter[str]()
     for (character, count), tokens in zip(
@@ -103,15 +101,15 @@ def _scripts(
     ):
         script = _script(character)
         seen[script] += count
-        last = tokenizer.decode(tokens[-1:])
-        if (
-            tokens
-            and tokens[-1] not in parts_of
-            and not tokenizer.is_control(tokens[-1])
-            and _HALF not in last
-        ):
-            whole[script] += count
+        whole[script] += count * _is_whole(tokens, tokenizer)
     return {script: (count, whole[script]) for script, count in seen.most_common()}
+
+
+def _is_whole(tokens: list[int], tokenizer: Tokenizer) -> bool:
+    """Whether the tokens of a character end with one that spells it; a space may stand before."""
+    if not tokens or tokens[-1] in tokenizer.byte_tokens or tokenizer.is_control(tokens[-1]):
+        return False
+    return _HALF not in tokenizer.decode(tokens[-1:])
 
 
 def _script(character: str) -> str:

@@ -45,6 +45,12 @@ COMMANDS = {
         "quickstart", "QuickstartConfig", "the whole life of a small model, on CPU, in minutes"
     ),
     "tokenizer train": Command("tokenizer", "TokenizerTrainConfig", "learn a vocabulary from text"),
+    "tokenizer inspect": Command(
+        "tokenizer_inspect",
+        "TokenizerInspectConfig",
+        "measure how well a tokenizer fits a text, or compare two",
+        positional="tokenizer",
+    ),
     "pretrain": Command("pretrain", "PretrainConfig", "train a new model on plain text", parallel=True),
     "sft": Command("sft", "SFTConfig", "fine-tune a model on conversations", parallel=True),
     "data build stories": Command(

@@ -11,8 +11,10 @@ from tutelage.text.tokenizer import Tokenizer
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of the model at `path` (a directory, a .gguf file or a hub id)."""
+    """The tokenizer of the model at `path`: a directory, a .gguf file, a tokenizer.model or a hub id."""
     path = local_path(path)
+    if path.suffix == ".model" and path.is_file():
+        return Tokenizer.of_sentencepiece(path)
     gguf = find_gguf(path)
     if gguf and not (path / "tokenizer.json").exists():
         return _of_gguf(gguf)

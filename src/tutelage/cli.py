@@ -45,8 +45,14 @@ COMMANDS = {
     "tokenizer train": Command("tokenizer", "TokenizerTrainConfig", "learn a vocabulary from text"),
     "pretrain": Command("pretrain", "PretrainConfig", "train a new model on plain text"),
     "sft": Command("sft", "SFTConfig", "fine-tune a model on conversations"),
+    "data download tinystories": Command(
+        "download_tinystories", "DownloadTinystoriesConfig", "fetch five million small stories, 1.6 GB"
+    ),
     "data build stories": Command(
         "build_stories", "BuildStoriesConfig", "make small stories up, to pretrain and fine-tune on"
+    ),
+    "data build storyteller": Command(
+        "build_storyteller", "BuildStorytellerConfig", "turn TinyStories into conversations to fine-tune on"
     ),
     "data show": Command(
         "data_show", "DataShowConfig", "print samples in colour: what is learned and what is not"

@@ -31,6 +31,9 @@ class InferenceConfig:
     temperature: float = 0.0  # 0: always the likeliest token
     top_k: int = 0  # draw among the k likeliest tokens only; 0: among all
     top_p: float = 1.0  # draw among the likeliest tokens that together have this probability
+    min_p: float = 0.0  # draw among tokens at least this share as likely as the likeliest; 0: all
+    repetition_penalty: float = 1.0  # above 1: tokens of the prompt and the answer become less likely
+    no_repeat_ngram_size: int = 0  # no run of so many tokens occurs twice; 0: no limit
     max_new_tokens: int = 512
     seed: int = 1234
 
@@ -44,6 +47,14 @@ class InferenceConfig:
             problems.append(f"top_k is {self.top_k}, must be 0 (no limit) or more")
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p is {self.top_p}, must be above 0 and at most 1 (no limit)")
+        if not 0 <= self.min_p <= 1:
+            problems.append(f"min_p is {self.min_p}, must be from 0 (no limit) to 1")
+        if not 0 < self.repetition_penalty < float("inf"):
+            problems.append(f"repetition_penalty is {self.repetition_penalty}, must be above 0; 1: none")
+        if self.no_repeat_ngram_size < 0:
+            problems.append(
+                f"no_repeat_ngram_size is {self.no_repeat_ngram_size}, must be 0 (no limit) or more"
+            )
         if self.max_new_tokens < 1:
             problems.append(f"max_new_tokens is {self.max_new_tokens}, must be at least 1")
         if problems:
@@ -54,7 +65,15 @@ def sampling_of(config: InferenceConfig) -> Sampling:
     """The sampler that the settings describe."""
     from tutelage.infer.sampling import Sampling
 
-    return Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, seed=config.seed)
+    return Sampling(
+        repetition_penalty=config.repetition_penalty,
+        no_repeat_ngram_size=config.no_repeat_ngram_size,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
+        seed=config.seed,
+    )
 
 
 def model_path(name: str) -> Path:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_shards import item, write_shards
+from story_shards import item, write_shards
 
 from tutelage import cli
 from tutelage.data import storyteller_build

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from story_shards import archive_of, item
 from tiny_data import refusal
-from tiny_shards import archive_of, item
 
 from tutelage import cli
 from tutelage.data import download as downloading

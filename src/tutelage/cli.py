@@ -61,6 +61,9 @@ COMMANDS = {
     "generate": Command(
         "generate", "GenerateConfig", "complete prompts, one after another", positional="ckpt_paths"
     ),
+    "convert": Command(
+        "convert", "ConvertConfig", "write a model in another layout", positional="ckpt_paths"
+    ),
 }
 
 INTRO = """tutelage raises a language model through its whole education.

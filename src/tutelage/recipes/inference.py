@@ -22,7 +22,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceConfig:
     # Model
-    ckpt_paths: tuple[str, ...]  # an HF directory, a run's --output_dir, a hub id or a .gguf file
+    ckpt_paths: tuple[str, ...]  # an HF directory, a run's --output_dir, a hub id, a .gguf or llama2.c file
+    tokenizer: str | None = None  # directory or tokenizer.bin of the tokenizer; default: the model's own
     template_config: str | None = None  # chat template: a built-in name or a file; default: the model's own
     precision: Precision = "auto"  # of weights and arithmetic; auto: as stored, but never fp16 on CPU
     device: str = "auto"  # cuda, cpu, or auto: cuda where there is one
@@ -92,7 +93,7 @@ def load_text(config: InferenceConfig, *, raw: bool = False) -> tuple[Tokenizer,
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.text.template import Template
 
-    tokenizer = load_tokenizer(model_path(config.ckpt_paths[0]))
+    tokenizer = load_tokenizer(config.tokenizer or model_path(config.ckpt_paths[0]))
     if raw:
         return tokenizer, None
     name = config.template_config

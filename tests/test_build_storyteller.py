@@ -48,7 +48,7 @@ def test_of_a_single_shard_a_share_is_held_out(tmp_path, capsys):
     """The reference held out all of it, and then looped for ever over no training data."""
     (path,) = write_shards(tmp_path, 10)
     out = tmp_path / "out"
-    words = ["--data_dir", tmp_path, "--output_dir", out, "--num_workers", 1]
+    words = ["--data_dir", tmp_path, "--output_dir", out, "--num_data_workers", 1]
     assert run(capsys, *words, "--val_share", 0.2)[0] == 0
     assert [len(lines(out / name)) for name in ("train.jsonl", "val.jsonl")] == [8, 2]
     assert lines(out / "val.jsonl")[0]["messages"] == conversation_of(item(4))
@@ -62,12 +62,12 @@ def test_finished_shards_are_not_done_again_and_a_changed_one_is(tmp_path, monke
     shards = plan_shards([first, second], val_share=0.5, skip_bad_rows=False)
     parts = tmp_path / "parts"
     parts.mkdir()
-    counts = write_shard(shards[1], parts)
+    counts = write_shard(parts, shards[1])
     monkeypatch.setattr(storyteller_build, "items_of", lambda path: pytest.fail("read again"))
-    assert write_shard(shards[1], parts) == counts
+    assert write_shard(parts, shards[1]) == counts
     monkeypatch.undo()
     second.write_text(json.dumps([item(0)]))
-    assert write_shard(shards[1], parts).train == 1
+    assert write_shard(parts, shards[1]).train == 1
 
 
 def test_a_shard_that_was_left_half_written_is_written_anew(tmp_path):
@@ -75,7 +75,7 @@ def test_a_shard_that_was_left_half_written_is_written_anew(tmp_path):
     parts = tmp_path / "parts"
     parts.mkdir()
     (parts / "data00.train.chats.jsonl").write_text('{"messages": [')
-    write_shard(Shard(path, 0, False), parts)
+    write_shard(parts, Shard(path, 0, False))
     assert len(lines(parts / "data00.train.chats.jsonl")) == 2
 
 
@@ -84,7 +84,7 @@ def test_a_fault_in_a_worker_reaches_the_person(tmp_path, capsys, workers):
     paths = write_shards(tmp_path, 2, 2, 2)
     paths[1].write_text(json.dumps([item(0), {"text": "x"}]))
     out = tmp_path / "out"
-    words = ["--data_dir", tmp_path, "--output_dir", out, "--num_workers", workers]
+    words = ["--data_dir", tmp_path, "--output_dir", out, "--num_data_workers", workers]
     code, printed, err = run(capsys, *words)
     assert (code, printed) == (2, "")
     assert f"error: {paths[1]}, item 2: not an object with a story; mend the file, or count and skip" in err
@@ -105,7 +105,7 @@ def test_empty_stories_are_skipped_aloud(tmp_path, capsys):
 
 def test_data_built_from_other_shards_is_not_replaced_unasked(tmp_path, capsys):
     write_shards(tmp_path, 1, 1)
-    words = ["--data_dir", tmp_path, "--output_dir", tmp_path / "out", "--num_workers", 1]
+    words = ["--data_dir", tmp_path, "--output_dir", tmp_path / "out", "--num_data_workers", 1]
     assert run(capsys, *words)[0] == 0
     write_shards(tmp_path, 1, 2)
     code, _, err = run(capsys, *words)
@@ -115,10 +115,10 @@ def test_data_built_from_other_shards_is_not_replaced_unasked(tmp_path, capsys):
 
 
 def test_mistakes_are_named(tmp_path, capsys):
-    code, _, err = run(capsys, "--val_share", 0, "--num_workers", 0)
+    code, _, err = run(capsys, "--val_share", 0, "--num_data_workers", 0)
     assert code == 2
     assert "val_share is 0.0, must be above 0 and at most 0.5" in err
-    assert "num_workers is 0, must be at least 1" in err
+    assert "num_data_workers is 0, must be at least 1" in err
     code, _, err = run(capsys, "--data_dir", tmp_path)
     assert (code, "`tutelage data download tinystories` fetches them" in err) == (2, True)
 
@@ -127,6 +127,6 @@ def test_the_number_of_workers_changes_nothing(tmp_path, capsys):
     write_shards(tmp_path, 3, 2, 4)
     for workers in (1, 3):
         out = tmp_path / f"out{workers}"
-        assert run(capsys, "--data_dir", tmp_path, "--output_dir", out, "--num_workers", workers)[0] == 0
+        assert run(capsys, "--data_dir", tmp_path, "--output_dir", out, "--num_data_workers", workers)[0] == 0
     for name in storyteller_build.NAMES.values():
         assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out3" / name).read_bytes()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_llama2c import logits, tiny
+from llama2c_models import logits, tiny
 from tiny_chat import byte_tokenizer
 from tiny_models import CONFIGS, oracle
 from transformers import AutoModelForCausalLM, AutoTokenizer

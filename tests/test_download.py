@@ -107,7 +107,7 @@ def run(capsys, *words: str) -> tuple[int, str, str]:
     return code, *capsys.readouterr()
 
 
-def silent(count: int, total: int | None) -> None:
+def silent(count: int, total: int) -> None:
     """For those who do not look at the bar."""
 
 

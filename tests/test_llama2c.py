@@ -1,34 +1,25 @@
 """llama2.c's files: ours are read by hand and run by its own program, and its own are the same model here."""
 
-import io
-import json
 import shutil
 import struct
 import subprocess
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
-import sentencepiece
 import torch
-from llama2c_files import encode, logits_of, read_tokens, read_v0
+from llama2c_files import logits_of, read_tokens, read_v0
+from llama2c_models import logits, piece_tokenizer, tiny
 from materials import llama2c_program
 from tiny_data import refusal
 
 from tutelage import cli
-from tutelage.checkpoint.gguf_file import Header
-from tutelage.checkpoint.gguf_tokenizer import tokenizer_parts
 from tutelage.checkpoint.hf import load_config, load_model, save_model
 from tutelage.checkpoint.llama2c import find_llama2c, write_llama2c
-from tutelage.checkpoint.llama2c_tokenizer import read_tokenizer_bin, write_tokenizer_bin
-from tutelage.checkpoint.tokenizer import load_tokenizer
-from tutelage.data.stories import story
 from tutelage.infer.engine import generate
 from tutelage.infer.sampling import Sampling
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
-from tutelage.text.tokenizer import Tokenizer
 
 SHAPES = {
     "tied": {"tied": True},
@@ -36,62 +27,6 @@ SHAPES = {
     "fewer kv heads": {"n_kv_heads": 2, "tied": True},
     "one kv head, untied": {"n_kv_heads": 1},
 }
-TEXTS = ["", "Once upon a time", " a  b ", "Zoë: 12 🦜\n\nThe end.", "rabbit's box", "<s> </s>", "日本 x"]
-
-
-def tiny(vocab_size: int = 61, **changes) -> Transformer:
-    shape = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "head_dim": 8, "ffn_dim": 40}
-    config = ModelConfig(
-        **{"vocab_size": vocab_size, "max_positions": 64, "bos": 1, "eos": (2, 1), **shape, **changes}
-    )
-    torch.manual_seed(1)
-    model = Transformer(config)
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.3)
-    return model.eval()
-
-
-def logits(model: Transformer, tokens: list[int]) -> np.ndarray:
-    with torch.no_grad():
-        hidden = model(torch.tensor([tokens]), torch.arange(len(tokens))[None])
-        return model.unembed(hidden)[0].numpy()
-
-
-@pytest.fixture(scope="module")
-def spm(tmp_path_factory) -> sentencepiece.SentencePieceProcessor:
-    """A vocabulary as llama2.c's tinystories.py trains it, on generated stories."""
-    rng, made = Random(0), io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([story(rng).text for _ in range(300)]),
-        model_writer=made,
-        model_type="bpe",
-        vocab_size=500,
-        character_coverage=1.0,
-        split_digits=True,
-        byte_fallback=True,
-        allow_whitespace_only_pieces=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,  # as in Llama 2's vocabulary; run.c has no such step
-        minloglevel=2,
-    )
-    return sentencepiece.SentencePieceProcessor(model_proto=made.getvalue())
-
-
-@pytest.fixture(scope="module")
-def tokenizer(spm) -> Tokenizer:
-    """Ours, of the same pieces."""
-    count = spm.get_piece_size()
-    settings = {
-        "model": "llama",
-        "tokens": [spm.id_to_piece(token) for token in range(count)],
-        "scores": [spm.get_score(token) for token in range(count)],
-        "token_type": [2, 3, 3, *[6] * 256, *[1] * (count - 259)],
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "unknown_token_id": 0,
-    }
-    parts = tokenizer_parts(Header(Path("x"), {f"tokenizer.ggml.{k}": v for k, v in settings.items()}, {}))
-    return Tokenizer(json.dumps(parts[0]), parts[1])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -195,35 +130,12 @@ def test_a_training_checkpoint_of_llama2c_is_read(tmp_path, shape, prefix):
             assert torch.equal(back.get_parameter(name), parameter), name
 
 
-def test_a_vocabulary_is_written_so_that_run_c_cuts_prompts_as_sentencepiece(tmp_path, spm, tokenizer):
-    write_tokenizer_bin(tokenizer, tmp_path / "tokenizer.bin", vocab_size=tokenizer.size + 5)
-    texts, scores = read_tokens(tmp_path / "tokenizer.bin")
-    assert len(texts) == tokenizer.size + 5
-    assert texts[:5] == [b"<unk>", b"\n<s>\n", b"\n</s>\n", b"<0x00>", b"<0x01>"]
-    pieces = [spm.id_to_piece(token).replace("▁", " ").encode() for token in range(259, spm.get_piece_size())]
-    assert texts[259 : tokenizer.size] == pieces
-    rng = Random(4)
-    for text in [*TEXTS, *(story(rng).text for _ in range(20))]:
-        assert encode(text, texts, scores) == spm.encode(text) == tokenizer.encode(text), text
-
-
-def test_a_vocabulary_comes_back_as_it_was(tmp_path, spm, tokenizer):
-    write_tokenizer_bin(tokenizer, tmp_path / "tokenizer.bin", vocab_size=tokenizer.size)
-    for path in (tmp_path, tmp_path / "tokenizer.bin", tmp_path / "model.bin"):
-        (tmp_path / "model.bin").touch()
-        back = load_tokenizer(path)
-        assert (back.size, back.bos, back.eos) == (tokenizer.size, 1, 2)
-        for text in TEXTS:
-            assert back.encode(text) == spm.encode(text)
-            assert back.decode(back.encode(text)) == text
-
-
 @pytest.mark.parametrize("shape", ["tied", "untied"])
-def test_the_program_itself_writes_what_we_write(tmp_path, tokenizer, shape):
+def test_the_program_itself_writes_what_we_write(tmp_path, shape):
     """Greedily, token for token; this early run.c adds no space before a prompt and shows bytes by name."""
     if shutil.which("gcc") is None:
         pytest.skip("there is no gcc to compile llama2.c's program with")
-    program = tmp_path / "run"
+    program, tokenizer = tmp_path / "run", piece_tokenizer()
     subprocess.run(["gcc", "-O2", "-o", program, llama2c_program(), "-lm"], check=True, capture_output=True)
     model = tiny(vocab_size=tokenizer.size, **SHAPES[shape])
     save_model(model, model.config, tmp_path / "hf", dtype=torch.float32)
@@ -259,31 +171,6 @@ def test_a_model_that_run_c_would_compute_otherwise_is_refused(tmp_path, case):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_vocabulary_that_run_c_would_cut_otherwise_is_refused(tmp_path, tokenizer):
-    path = tmp_path / "tokenizer.bin"
-    from tiny_tokenizer import tiny_tokenizer
-
-    message = refusal(write_tokenizer_bin, tiny_tokenizer(), path, vocab_size=300)
-    assert message.startswith(
-        "llama2.c's program needs a SentencePiece vocabulary, BPE with the 256 bytes at"
-    )
-    message = refusal(write_tokenizer_bin, tokenizer, path, vocab_size=400)
-    assert message == f"the tokenizer has {tokenizer.size} tokens and the model only 400"
-    source = json.loads(tokenizer.source)
-    source["normalizer"]["normalizers"] = source["normalizer"]["normalizers"][1:]
-    bare = Tokenizer(json.dumps(source), tokenizer.settings)
-    message = refusal(write_tokenizer_bin, bare, path, vocab_size=600)
-    assert message.startswith(
-        "llama2.c's program puts a space before every text, and this tokenizer does not"
-    )
-    other = Tokenizer(tokenizer.source, tokenizer.settings | {"eos_token": "<unk>"})
-    message = refusal(write_tokenizer_bin, other, path, vocab_size=600)
-    assert message.startswith(
-        "llama2.c's program needs BOS at id 1 and EOS at id 2; this tokenizer has them at"
-    )
-    assert not list(tmp_path.iterdir())
-
-
 def test_files_that_are_not_llama2cs_are_refused(tmp_path):
     model, path = tiny(), tmp_path / "model.bin"
     write_llama2c(model.state_dict(), model.config, path)
@@ -305,13 +192,6 @@ def test_files_that_are_not_llama2cs_are_refused(tmp_path):
     for content in ({"model": {}}, {"model": {}, "model_args": {}}, [1], {"model": {}, "model_args": Path()}):
         torch.save(content, checkpoint)
         assert refusal(load_model, checkpoint).startswith(f"{checkpoint} is not a ckpt.pt of llama2.c, with")
-    vocabulary = tmp_path / "tokenizer.bin"
-    vocabulary.write_bytes(struct.pack("<IfI", 5, 0.0, 5) + b"abc")
-    assert refusal(read_tokenizer_bin, vocabulary).startswith(
-        f"{vocabulary} is truncated or not a tokenizer.bin"
-    )
-    vocabulary.write_bytes(struct.pack("<IfI", 5, 0.0, 3) + b"abc")
-    assert refusal(read_tokenizer_bin, vocabulary).startswith(f"{vocabulary} holds 1 tokens; <unk>, BOS, EOS")
 
 
 def test_a_directory_of_another_model_is_not_taken_for_llama2cs(tmp_path):

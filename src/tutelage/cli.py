@@ -54,6 +54,9 @@ COMMANDS = {
     "data build storyteller": Command(
         "build_storyteller", "BuildStorytellerConfig", "turn TinyStories into conversations to fine-tune on"
     ),
+    "data build pretrain": Command(
+        "build_pretrain", "BuildPretrainConfig", "tokenize text into shards, once, for pretraining"
+    ),
     "data show": Command(
         "data_show", "DataShowConfig", "print samples in colour: what is learned and what is not"
     ),

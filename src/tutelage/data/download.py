@@ -22,7 +22,7 @@ PAUSE = 1.0  # seconds after the first of them, twice as many after each next
 _TIMEOUT = 60.0  # seconds without a byte
 _BLOCK = 1 << 20
 _DROPPED = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
-OnBytes = Callable[[int, int | None], None]  # bytes here, bytes in all where that is known
+OnBytes = Callable[[int, int], None]  # bytes here, bytes in all, which is 0 where the server does not say
 
 
 def download(url: str, path: Path, on_bytes: OnBytes) -> None:
@@ -81,11 +81,11 @@ def _fetch(url: str, part: Path, on_bytes: OnBytes) -> None:
         tag = response.headers.get("Last-Modified") or "" if etag.startswith("W/") else etag
         _tag_of(part).write_text(tag, encoding="utf-8")
         with part.open("ab" if start else "wb") as file:
-            on_bytes(start, total)
+            on_bytes(start, total or 0)
             while block := response.read(_BLOCK):
                 file.write(block)
                 start += len(block)
-                on_bytes(start, total)
+                on_bytes(start, total or 0)
     if total is not None and start != total:
         raise ConnectionError(f"the connection ended after {start:,} of {total:,} bytes")
 

@@ -1,17 +1,14 @@
 """The shards of TinyStories written out as JSON lines, a process a shard; no finished shard is done again."""
 
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tutelage.data.processes import in_processes
 from tutelage.data.storyteller import conversation_of, items_of
 from tutelage.errors import UserError
 
@@ -63,28 +60,18 @@ def plan_shards(paths: Sequence[Path], *, val_share: float, skip_bad_rows: bool)
 
 
 def build(
-    shards: Sequence[Shard], directory: Path, *, workers: int, on_shard: Callable[[int], None]
+    shards: Sequence[Shard], directory: Path, *, workers: int, on_bytes: Callable[[int, int], None]
 ) -> Counts:
-    """Write train.jsonl, val.jsonl and the same stories as plain text; `on_shard(n)` as n are finished."""
+    """Write train.jsonl, val.jsonl and the same stories as plain text; `on_bytes` is told the bytes read."""
     parts = directory / _PARTS
     parts.mkdir(parents=True, exist_ok=True)
-    total = Counts()
-    with ProcessPoolExecutor(
-        min(workers, len(shards)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for the parent, which then stops the others
-    ) as pool:
-        try:
-            for done, counts in enumerate(pool.map(write_shard, shards, [parts] * len(shards)), start=1):
-                total.add(counts)
-                on_shard(done)
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a process that wrote a shard died, most likely for lack of memory; lower --num_workers"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    total, done = Counts(), 0
+    sizes = [shard.path.stat().st_size for shard in shards]
+    tasks = [(shard,) for shard in shards]
+    for size, counts in zip(sizes, in_processes(write_shard, parts, tasks, workers=workers), strict=True):
+        total.add(counts)
+        done += size
+        on_bytes(done, sum(sizes))
     if not total.train or not total.val:
         raise UserError(
             f"{shards[0].path.parent} has {total.train} stories to train on and {total.val} to hold out; "
@@ -102,7 +89,7 @@ def origins(shards: Sequence[Shard]) -> list[list[object]]:
     return [shard.origin() for shard in shards]
 
 
-def write_shard(shard: Shard, parts: Path) -> Counts:
+def write_shard(parts: Path, shard: Shard) -> Counts:
     """Write one shard's part of every file; its counts, at once where it was finished before."""
     record = parts / f"{shard.path.stem}.json"
     if record.exists():

@@ -28,15 +28,15 @@ class BuildStorytellerConfig:
     output_dir: Path = Path("data/storyteller")
     val_share: float = 0.01  # of the stories, where there is only one shard
     skip_bad_rows: bool = False  # count items that are not as they should be and go on without them
-    num_workers: int = 2  # processes, a shard each
+    num_data_workers: int = 2  # processes, a shard each
     overwrite: bool = False  # build anew what was built from other shards
 
     def __post_init__(self) -> None:
         problems = []
         if not 0 < self.val_share <= 0.5:
             problems.append(f"val_share is {self.val_share}, must be above 0 and at most 0.5")
-        if self.num_workers < 1:
-            problems.append(f"num_workers is {self.num_workers}, must be at least 1")
+        if self.num_data_workers < 1:
+            problems.append(f"num_data_workers is {self.num_data_workers}, must be at least 1")
         if problems:
             raise UserError("\n  ".join(problems))
 
@@ -45,15 +45,15 @@ def run(config: BuildStorytellerConfig) -> None:
     """Write the files and name them."""
     from tutelage.data.storyteller import shards_of
     from tutelage.data.storyteller_build import DONE, NAMES, build, plan_shards
-    from tutelage.report.counting import counting
+    from tutelage.report.progress import ByteBar
 
     shards = plan_shards(
         shards_of(config.data_dir), val_share=config.val_share, skip_bad_rows=config.skip_bad_rows
     )
     if not _built(config, shards):
         (config.output_dir / DONE).unlink(missing_ok=True)
-        with counting("shards", len(shards)) as on_shard:
-            total = build(shards, config.output_dir, workers=config.num_workers, on_shard=on_shard)
+        with ByteBar("reading") as bar:
+            total = build(shards, config.output_dir, workers=config.num_data_workers, on_bytes=bar.update)
         print(f"{total.train:,} stories to train on, {total.val:,} held out", file=sys.stderr)
         if total.skipped:
             print(f"{total.skipped:,} skipped, the first of them {total.first_skipped}", file=sys.stderr)

@@ -30,17 +30,17 @@ def run(config: DownloadTinystoriesConfig) -> None:
     """Download, unpack, show a story."""
     from tutelage.data.download import download, recall, remember, unpack
     from tutelage.data.storyteller import SHARD
-    from tutelage.report.counting import counting
+    from tutelage.report.progress import ByteBar
 
     archive = config.output_dir / "TinyStories_all_data.tar.gz"
     directory = config.output_dir / "TinyStories_all_data"
     record = directory / ".complete"
     shards = recall(record)
     if not shards:
-        with counting("downloading", None, unit="bytes") as done:
-            download(config.url, archive, done)
-        with counting("unpacking", None, unit="bytes") as done:
-            shards = unpack(archive, directory, SHARD, done)
+        with ByteBar("downloading") as bar:
+            download(config.url, archive, bar.update)
+        with ByteBar("unpacking") as bar:
+            shards = unpack(archive, directory, SHARD, bar.update)
         remember(shards, record)
     print(
         f"{directory}: {len(shards)} shards; go on with "

@@ -29,6 +29,9 @@ class PretrainConfig(TrainingConfig):
     tied: bool = True  # the output head is the embedding
     rope_theta: float = 10000.0
 
+    # Data
+    train_data_weights: tuple[float, ...] = ()  # of each shards: path, its share of the rows; none: all, once
+
     # Defaults that differ from fine-tuning
     max_seq_len: int = 256
     pack_samples: bool = True  # fill rows of max_seq_len best-fit; a batch counts rows
@@ -42,6 +45,13 @@ class PretrainConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         TrainingConfig.__post_init__(self)
+        if self.train_data_weights and len(self.train_data_weights) != len(self.train_data_paths):
+            raise UserError(
+                f"train_data_weights has {len(self.train_data_weights)} numbers "
+                f"for {len(self.train_data_paths)} train_data_paths"
+            )
+        if self.train_data_weights and min(self.train_data_weights) <= 0:
+            raise UserError(f"train_data_weights has {min(self.train_data_weights):g}; each must be above 0")
         if self.dim % self.n_heads:
             raise UserError(f"dim {self.dim} does not divide into n_heads {self.n_heads}")
 
@@ -77,7 +87,13 @@ def run(config: PretrainConfig) -> None:
         pad=tokenizer.pad,
     )
     training, validation = loaders(
-        config, tokenizer, None, reduction="tokens", too_long="split", allow_unmasked=True
+        config,
+        tokenizer,
+        None,
+        reduction="tokens",
+        too_long="split",
+        allow_unmasked=True,
+        weights=config.train_data_weights,
     )
     plan(config, model_config, training, device)
     check_resume(config, model_config, training)

@@ -185,6 +185,7 @@ def test_prompts_that_cannot_be_used_are_told_with_their_line(capsys, monkeypatc
         (["--prompt", "a", "--input", "b"], "generate: give one of prompt, input and words"),
         (["--prompt", "a", "--words", "a", "b", "c"], "generate: give one of prompt, input and words"),
         (["--prompt", "a", "--features", "Twist"], "generate: features are those of a story, so give its"),
+        (["--words", "a", "b", "c", "--raw"], "generate: words make a prompt for the chat template, and raw"),
         (["--words", "a", "b"], "words: three are wanted, a verb, a noun and an adjective; given were 'a'"),
         (["--prompt", "a", "--stop", ""], "generate: stop holds an empty text, which is everywhere"),
         (["--prompt", "a", "b", "--stream"], "generate: stream prints the answer to a single prompt"),

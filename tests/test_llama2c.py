@@ -15,7 +15,7 @@ from tiny_data import refusal
 
 from tutelage import cli
 from tutelage.checkpoint.hf import load_config, load_model, save_model
-from tutelage.checkpoint.llama2c import find_llama2c, write_llama2c
+from tutelage.checkpoint.llama2c import Llama2cSource, find_llama2c, write_llama2c
 from tutelage.infer.engine import generate
 from tutelage.infer.sampling import Sampling
 from tutelage.model.config import ModelConfig
@@ -111,6 +111,21 @@ def test_the_newer_versions_are_read_too(tmp_path, shape, version, group):
     assert back.config == model.config
     for name, tensor in meta_names(back).items():
         assert torch.equal(tensor, state[name]), name
+
+
+@pytest.mark.parametrize(("version", "group"), [(0, 1), (1, 1), (2, 32), (2, 4)])
+def test_some_rows_of_a_tensor_are_those_of_the_whole(tmp_path, version, group):
+    """Large tensors are read piece by piece: from the middle of a head, and of a group."""
+    model, path = tiny(**SHAPES["fewer kv heads"], vocab_size=64), tmp_path / "model.bin"
+    if version:
+        path.write_bytes(export_like(meta_names(model), model.config, version, group))
+    else:
+        write_llama2c(model.state_dict(), model.config, path)
+    source = Llama2cSource(path)
+    for name, shape in source.shapes.items():
+        whole = source.rows(name, 0, shape[0])
+        for start, stop in ((3, 11), (0, 1), (shape[0] - 5, shape[0])):
+            assert torch.equal(source.rows(name, start, stop), whole[start:stop]), name
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -69,6 +69,9 @@ def test_a_prompt_from_words_is_the_one_trained_on():
     )
     assert set(FEATURES) == {"Dialogue", "BadEnding", "MoralValue", "Foreshadowing", "Twist", "Conflict"}
     given = "words: three are wanted, a verb, a noun and an adjective; given were"
+    assert refusal(story_prompt, ["climb", "ring", "messy"], ["Dialog"]).startswith(
+        "features: 'Dialog' is none of Dialogue, BadEnding, MoralValue"
+    )
     assert refusal(story_prompt, ["climb", "ring"]) == f"{given} 'climb', 'ring'"
     assert refusal(story_prompt, ["climb", "ring", " "]) == f"{given} 'climb', 'ring', ' '"
 

@@ -56,9 +56,19 @@ def story_prompt(words: Sequence[str], features: Sequence[str] = ()) -> str:
         f'adjective "{adjective}".'
     )
     if features:
-        listed = ", ".join(FEATURES.get(feature, feature) for feature in features)
+        listed = ", ".join(map(_asked_for, features))
         asked += f" The story has the following features: {listed}."
     return rewrite_prompt(asked)
+
+
+def _asked_for(feature: str) -> str:
+    """A feature in a prompt's words: those of its name, or the ones given, if they are a phrase."""
+    if feature not in FEATURES and " " not in feature.strip():
+        raise UserError(
+            f"features: {feature!r} is none of {', '.join(FEATURES)}; own words are a phrase, such as "
+            '"the story has a dog in it"'
+        )
+    return FEATURES.get(feature, feature)
 
 
 def conversation_of(item: Any) -> list[dict[str, str]] | str:

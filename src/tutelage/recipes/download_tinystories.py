@@ -2,8 +2,8 @@
 
     tutelage data download tinystories --output_dir data
 
-Downloads TinyStories_all_data.tar.gz, 1.6 GB (CDLA-Sharing-1.0), and unpacks its 50 shards into
-OUTPUT_DIR/TinyStories_all_data, several GB more. Stopped on the way, the same command goes on; what is there is
+Downloads TinyStories_all_data.tar.gz, 1.6 GB (CDLA-Sharing-1.0), and unpacks its 50 shards, several times
+that, into OUTPUT_DIR/TinyStories_all_data. Stopped on the way, the same command goes on; what is there is
 left alone. An example is printed at the end.
 """
 

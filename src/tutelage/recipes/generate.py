@@ -54,6 +54,8 @@ class GenerateConfig(InferenceConfig):
             problems.append("give one of prompt, input and words")
         if self.features and not self.words:
             problems.append("features are those of a story, so give its words too")
+        if self.words and self.raw:
+            problems.append("words make a prompt for the chat template, and raw prompts have none")
         if not all(self.stop):
             problems.append("stop holds an empty text, which is everywhere")
         if self.stream and (self.input is not None or self.output is not None or len(self.prompt) > 1):

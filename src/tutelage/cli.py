@@ -53,8 +53,14 @@ COMMANDS = {
     ),
     "pretrain": Command("pretrain", "PretrainConfig", "train a new model on plain text", parallel=True),
     "sft": Command("sft", "SFTConfig", "fine-tune a model on conversations", parallel=True),
+    "data download tinystories": Command(
+        "download_tinystories", "DownloadTinystoriesConfig", "fetch five million small stories, 1.6 GB"
+    ),
     "data build stories": Command(
         "build_stories", "BuildStoriesConfig", "make small stories up, to pretrain and fine-tune on"
+    ),
+    "data build storyteller": Command(
+        "build_storyteller", "BuildStorytellerConfig", "turn TinyStories into conversations to fine-tune on"
     ),
     "data build pretrain": Command(
         "build_pretrain", "BuildPretrainConfig", "tokenize text into shards, once, for pretraining"
@@ -65,6 +71,9 @@ COMMANDS = {
     "chat": Command("chat", "ChatConfig", "talk to a model", positional="ckpt_paths"),
     "generate": Command(
         "generate", "GenerateConfig", "complete prompts, one after another", positional="ckpt_paths"
+    ),
+    "convert": Command(
+        "convert", "ConvertConfig", "write a model in another layout", positional="ckpt_paths"
     ),
 }
 

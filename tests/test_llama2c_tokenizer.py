@@ -30,6 +30,19 @@ def test_a_vocabulary_is_written_so_that_run_c_cuts_prompts_as_sentencepiece(tmp
         assert encode(text, texts, scores) == spm.encode(text) == tokenizer.encode(text), text
 
 
+def test_run_c_never_makes_a_control_token_of_what_people_write(tmp_path):
+    """A control token that is spelled as two letters which stand side by side in a prompt."""
+    source = json.loads(piece_tokenizer().source)
+    source["added_tokens"].append(
+        {**source["added_tokens"][0], "id": piece_tokenizer().size, "content": "qu"}
+    )
+    tokenizer = Tokenizer(json.dumps(source), piece_tokenizer().settings)
+    write_tokenizer_bin(tokenizer, tmp_path / "tokenizer.bin", vocab_size=tokenizer.size)
+    texts, scores = read_tokens(tmp_path / "tokenizer.bin")
+    assert texts[-1] == b"qu"
+    assert encode("a quick quiz", texts, scores) == tokenizer.encode("a quick quiz")
+
+
 def test_a_vocabulary_comes_back_as_it_was(tmp_path):
     spm, tokenizer = pieces(), piece_tokenizer()
     write_tokenizer_bin(tokenizer, tmp_path / "tokenizer.bin", vocab_size=tokenizer.size)

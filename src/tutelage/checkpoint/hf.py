@@ -36,6 +36,17 @@ def load_config(path: str | Path) -> ModelConfig:
     return _config_of_directory(path)
 
 
+def read_config(where: Path) -> ModelConfig:
+    """The shape that a config.json describes, wherever it lies and whatever it is called."""
+    values = _read_json(where)
+    if "auto_map" in values:
+        raise UserError(
+            f"{where}: auto_map asks to run Python code that came with the model, which is never done; "
+            "if the model is a plain one of its model_type, remove auto_map"
+        )
+    return ModelConfig.from_hf(values, where=str(where))
+
+
 def check_files(path: str | Path) -> None:
     """Refuse weights that do not fit the config, by their headers alone and naming everything at once."""
     _open(local_path(path))
@@ -69,13 +80,7 @@ def _config_of_directory(directory: Path) -> ModelConfig:
     where = directory / "config.json"
     if not where.exists():
         raise UserError(f"{directory} is not a model directory: it has no config.json")
-    values = _read_json(where)
-    if "auto_map" in values:
-        raise UserError(
-            f"{where}: auto_map asks to run Python code that came with the model, which is never done; "
-            "if the model is a plain one of its model_type, remove auto_map"
-        )
-    config = ModelConfig.from_hf(values, where=str(where))
+    config = read_config(where)
     generation = directory / "generation_config.json"
     eos = _read_json(generation).get("eos_token_id") if generation.exists() else None
     if eos is None:

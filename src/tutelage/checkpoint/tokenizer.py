@@ -12,8 +12,13 @@ from tutelage.text.tokenizer import Tokenizer
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of the model at `path` (a directory, a .gguf, .bin or .pt file, or a hub id)."""
+    """The tokenizer of the model at `path`: a directory, a .gguf, .bin or .pt file, or a hub id.
+
+    A tokenizer.model or a tokenizer.bin may stand for itself.
+    """
     path = local_path(path)
+    if path.suffix == ".model" and path.is_file():
+        return Tokenizer.of_sentencepiece(path)
     if path.name == "tokenizer.bin":
         return read_tokenizer_bin(path)
     if path.suffix in (".bin", ".pt"):

@@ -31,7 +31,7 @@ def read_tokenizer_bin(path: Path) -> Tokenizer:
             f"{_FIRST_BYTE + len(_BYTES)}"
         )
     tokens = ["<unk>", "<s>", "</s>", *_BYTES]
-    kinds = [Kind.UNKNOWN, Kind.CONTROL, Kind.CONTROL, *[Kind.BYTE] * len(_BYTES)]
+    kinds: list[int] = [Kind.UNKNOWN, Kind.CONTROL, Kind.CONTROL, *[Kind.BYTE] * len(_BYTES)]
     tokens += [piece.replace(" ", _SPACE) for piece in pieces[len(tokens) :]]
     kinds += [Kind.NORMAL] * (len(tokens) - len(kinds))
     named = {"unk_token": tokens[_UNK], "bos_token": tokens[_BOS], "eos_token": tokens[_EOS]}

@@ -5,9 +5,9 @@
     tutelage generate MODEL --raw --prompt "Once upon a time"
     tutelage generate MODEL --words climb ring messy --stop "The end." --include_stop --stream
 
-MODEL is a Hugging Face directory, a run's --output_dir, a hub id or a GGUF file. A line of a file holds
-{"prompt": "..."} or {"messages": [...]} that end with the user's. Answers are greedy unless --temperature
-is above 0; then each prompt has a seed of its own, and its answer does not depend on the others.
+MODEL is a Hugging Face directory, a run's --output_dir, a hub id, a GGUF file or one of llama2.c. A line of
+a file holds {"prompt": "..."} or {"messages": [...]} that end with the user's. Answers are greedy unless
+--temperature is above 0; then each prompt has a seed of its own, and no answer depends on the others.
 --words asks a storyteller (`tutelage data build storyteller`) for a story in the words it was trained on.
 """
 

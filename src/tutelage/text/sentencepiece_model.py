@@ -164,7 +164,6 @@ def tokenizer_json(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     if "bos_token" in named:
         bos = named["bos_token"]
         made["post_processor"] = beginning(bos, vocabulary.tokens.index(bos))
-        config["add_bos_token"] = True
     return made, config
 
 

@@ -47,8 +47,8 @@ def sample_bytes(chosen: list[Rows], limit: int) -> list[Rows]:
     share = limit / size
     fewer = [rows.sample(max(share, 1 / len(rows))) for rows in chosen]  # of each path one row at least
     say(
-        f"learning from {sum(map(len, fewer)):,} of {sum(map(len, chosen)):,} rows, drawn by chance: all have "
-        f"about {size:,.0f} bytes of text, and --max_train_bytes is {limit:,}"
+        f"learning from {sum(map(len, fewer)):,} of {sum(map(len, chosen)):,} rows, drawn by chance: all "
+        f"have about {size:,.0f} bytes of text, and --max_train_bytes is {limit:,}"
     )
     return fewer
 

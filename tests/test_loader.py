@@ -7,6 +7,7 @@ from tiny_data import OPTIONS, SIZES, store_of, take
 
 from tutelage.data.batch import Sample
 from tutelage.data.loader import Loader
+from tutelage.data.order import Packed
 from tutelage.data.pack import best_fit
 from tutelage.data.store import SampleStore
 from tutelage.errors import UserError
@@ -77,13 +78,11 @@ def test_the_last_step_is_topped_up_with_nothing():
 def test_packed_rows_are_full_and_an_epoch_is_not_sorted_by_length():
     rng = np.random.default_rng(0)
     sizes = np.exp(rng.uniform(np.log(32), np.log(1024), 30_000)).astype(int)
-    loader = Loader(length_only(sizes), length=2048, rows=1, accumulate=8, packed=True, seed=0, epochs=1)
-    plan = loader._plan(0)
-    assert (sizes - 1).sum() / (len(plan) * 2048) > 0.98
-    means = np.array([sizes[row].mean() for row in plan])
-    halves = means[: len(means) // 2].mean() / means[len(means) // 2 :].mean()
-    assert 0.9 < halves < 1.1
-    assert len(loader) == -(-len(plan) // 8)
+    order = Packed(length_only(sizes), length=2048, seed=0, shuffle=True)
+    rows = order.rows(0)
+    assert (sizes - 1).sum() / (rows * 2048) > 0.98
+    means = [np.mean([len(sample) for sample in order.row(0, number)]) for number in range(rows)]
+    assert 0.9 < np.mean(means[: rows // 2]) / np.mean(means[rows // 2 :]) < 1.1
 
 
 def length_only(sizes) -> SampleStore:
@@ -102,8 +101,8 @@ def test_windows_grow_with_the_row():
 
 
 def test_epochs_may_have_different_numbers_of_steps(monkeypatch):
-    monkeypatch.setattr("tutelage.data.loader.WINDOW", 8)
-    monkeypatch.setattr("tutelage.data.loader._ROWS_A_WINDOW", 1)
+    monkeypatch.setattr("tutelage.data.order.WINDOW", 8)
+    monkeypatch.setattr("tutelage.data.order._ROWS_A_WINDOW", 1)
     store = store_of(np.random.default_rng(0).integers(2, 32, 60))
     loader = Loader(store, length=32, rows=1, accumulate=1, packed=True, seed=0, epochs=6)
     steps = [loader.steps_per_epoch(epoch) for epoch in range(6)]

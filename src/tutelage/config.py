@@ -88,7 +88,7 @@ def help_text(stage: str, config_class: type, intro: str) -> str:
         note = notes.get(field.name, Note())
         meaning = f"{note.text} {_default(field, note)}".strip()
         argument = tyro.conf.arg(help=meaning, metavar=metavar(kinds[field.name]), help_behavior_hint="")
-        kind = bool if kinds[field.name] is bool else str  # the words shown for other types are ours
+        kind = bool if bool in members(kinds[field.name]) else str  # the words shown for other types are ours
         default = dataclasses.field(default=field.default is True if kind is bool else "")
         group = groups.setdefault(re.sub(r"\W+", "_", note.group).strip("_") or "settings", [])
         group.append((field.name, Annotated[kind, argument], default))

@@ -6,21 +6,15 @@ Importing this stays free of torch: every process that encodes does it.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tutelage.data.processes import in_processes
 from tutelage.data.read import Faults, Rows, Source, load_rows
-from tutelage.errors import UserError
 from tutelage.text.roles import ROLE_IDS
 
 if TYPE_CHECKING:
@@ -106,33 +100,15 @@ class Encoder:
 
 def encode_rows(rows: Rows, encoder: Encoder, *, workers: int) -> Iterator[Chunk]:
     """The rows, encoded, in chunks and in order; the same whatever the number of workers."""
-    tasks = [
+    tasks = (
         (rows.source, rows.lines[at : at + CHUNK], rows.offsets[at : at + CHUNK])
         for at in range(0, len(rows), CHUNK)
-    ]
-    if workers <= 1 or len(rows) <= FEW:
-        yield from (encoder.chunk(*task) for task in tasks)
-        return
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),  # a fork would inherit the locks of torch's threads
-        initializer=_start_worker,
-        initargs=(encoder,),
     )
-    pending: deque[Future[Chunk]] = deque()
-    try:
-        for task in tasks:
-            pending.append(pool.submit(_work, *task))
-            if len(pending) > 4 * workers:  # bounds what waits in memory
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a process that encoded data died, most likely for lack of memory; lower --num_data_workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return in_processes(_chunk, encoder, tasks, workers=workers if len(rows) > FEW else 1)
+
+
+def _chunk(encoder: Encoder, source: Source, lines: np.ndarray, offsets: np.ndarray) -> Chunk:
+    return encoder.chunk(source, lines, offsets)
 
 
 def _adds_bos(tokenizer: Tokenizer) -> bool:
@@ -150,18 +126,3 @@ def _adds_bos(tokenizer: Tokenizer) -> bool:
 
 def _end_to_end(lists: Iterable[Sequence[float] | np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([np.asarray(values, dtype) for values in lists] or [np.zeros(0, dtype)])
-
-
-_encoder: Encoder | None = None  # of this process, where it is a worker
-
-
-def _start_worker(encoder: Encoder) -> None:
-    global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops this process
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _encoder = encoder
-
-
-def _work(source: Source, lines: np.ndarray, offsets: np.ndarray) -> Chunk:
-    assert _encoder is not None
-    return _encoder.chunk(source, lines, offsets)

@@ -2,13 +2,13 @@
 
 Without packing a micro-batch is `rows` samples laid end to end in one row; packed it is `rows` rows of
 `length`, filled best-fit. Micro-batch m of rank r is the (m · world + r)-th of its step, so what a step holds
-does not depend on how it is cut. The last step of an epoch is topped up with empty micro-batches.
+does not depend on how it is cut. What lies in a row is the business of an `Order`. The last step of an epoch
+is topped up with empty micro-batches.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -16,18 +16,13 @@ from typing import Any
 import numpy as np
 
 from tutelage.data.batch import Batch, Sample
-from tutelage.data.pack import best_fit, collate
+from tutelage.data.order import Order, Packed, Unpacked
+from tutelage.data.pack import collate
 from tutelage.data.store import SampleStore
+from tutelage.data.streams import Streamed, TokenStreams
 from tutelage.errors import UserError
 
-WINDOW = 10_000  # documents packed together: enough to fill rows, too few to sort an epoch by length
-_ROWS_A_WINDOW = 256  # at least, so that the one row left half empty weighs under half a percent
 ROUND = 64  # widths of unpacked micro-batches are multiples of it, so that kernels meet few shapes
-_FILLERS = 256  # short documents, to fill the rows of `longest`
-_PLANS_KEPT = 2  # this epoch's and, prefetching, the next one's
-
-Row = list[int]  # numbers of the samples laid in one row
-MicroBatch = list[Row]
 
 
 class Loader:
@@ -35,7 +30,7 @@ class Loader:
 
     def __init__(
         self,
-        store: SampleStore,
+        store: SampleStore | TokenStreams,
         *,
         length: int,
         rows: int,
@@ -52,26 +47,15 @@ class Loader:
         assert reduction in ("tokens", "sequences") and 0 <= rank < world and rows > 0 and accumulate > 0
         if not len(store):
             raise UserError("there is no sample to load")
-        self._positions = store.positions
-        longest = int(self._positions.max())
-        if packed and longest > length:
-            raise UserError(
-                f"a document of {longest + 1} tokens does not fit rows of {length}; "
-                "truncate or split it first"
-            )
-        self._store, self._length, self._rows, self._accumulate = store, length, rows, accumulate
-        self._packed, self._seed, self._rank, self._world = packed, seed, rank, world
-        self._by_sequence, self._shuffle, self._epochs = reduction == "sequences", shuffle, epochs
-        self._plan_inputs = {
-            "data": store.fingerprint,
-            "samples or rows a step": rows * accumulate * world,
-            "packing": packed,
-            "row length": length if packed else 0,
-            "seed": seed if shuffle else 0,
-            "shuffling": shuffle,
-        }
-        self._plans: OrderedDict[int, list[Row] | np.ndarray] = OrderedDict()
-        self._planning = threading.Lock()
+        if isinstance(store, TokenStreams):
+            self._order: Order = Streamed(store, length=length, seed=seed, shuffle=shuffle)
+        elif packed:
+            self._order = Packed(store, length=length, seed=seed, shuffle=shuffle)
+        else:
+            self._order = Unpacked(store, seed=seed, shuffle=shuffle)
+        self._facts = {**self._order.facts, "samples or rows a step": rows * accumulate * world}
+        self._rows, self._accumulate, self._rank, self._world = rows, accumulate, rank, world
+        self._by_sequence, self._epochs = reduction == "sequences", epochs
         self._threads = ThreadPoolExecutor(workers, "loader") if workers else None
         self._ahead: deque[tuple[int, int, Future[list[Batch]]]] = deque()
         self._workers = workers
@@ -99,24 +83,28 @@ class Loader:
 
     def steps_per_epoch(self, epoch: int) -> int:
         """How many optimizer steps this epoch has, the same on every rank."""
-        units = len(self._plan(epoch)) if self._packed else len(self._store)  # rows or samples
-        return -(-units // (self._rows * self._accumulate * self._world))
+        return -(-self._order.rows(epoch) // (self._rows * self._accumulate * self._world))
 
     def ids(self, epoch: int, step: int) -> list[str]:
         """The ids of the samples of one step of this rank, in the order in which they are laid."""
-        return [self._store.id(i) for micro in self._micro_batches(epoch, step) for row in micro for i in row]
+        return [
+            name
+            for micro in self._micro_batches(epoch, step)
+            for number in micro
+            for name in self._order.ids(epoch, number)
+        ]
 
     def state(self) -> dict[str, Any]:
         """The data position: what was given, not what was prefetched, and what the order was made of."""
-        return {"epoch": self._epoch, "step": self._step, "fingerprint": dict(self._plan_inputs)}
+        return {"epoch": self._epoch, "step": self._step, "fingerprint": dict(self._facts)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken; refuses a state of other data or of another order."""
         saved = state["fingerprint"]
-        changed = [name for name, value in self._plan_inputs.items() if saved.get(name) != value]
+        changed = [name for name, value in self._facts.items() if saved.get(name) != value]
         if changed:
             was, now = (
-                ", ".join(f"{name} {made[name]}" for name in changed) for made in (saved, self._plan_inputs)
+                ", ".join(f"{name} {made.get(name)}" for name in changed) for made in (saved, self._facts)
             )
             raise UserError(
                 f"cannot continue in the middle of other data: the checkpoint was made with {was}, "
@@ -126,16 +114,7 @@ class Loader:
 
     def longest(self) -> list[Batch]:
         """As much as a step can ever hold at once: the fullest micro-batch, twice if gradients accumulate."""
-        order = np.argsort(-self._positions, kind="stable")
-        if self._packed:
-            room = 2 * self._rows * self._length  # for the longest documents; the shortest fill what is left
-            most = 1 + int(np.searchsorted(np.cumsum(self._positions[order]), room))
-            chosen = np.concatenate([order[:most], order[most:][-_FILLERS:]])
-            bins = [chosen[row].tolist() for row in best_fit(self._positions[chosen], self._length)]
-            micro = sorted(bins, key=lambda row: -self._positions[row].sum())[: self._rows]
-        else:
-            micro = [[index] for index in order[: self._rows].tolist()]
-        return [self._lay(micro)] * min(self._accumulate, 2)
+        return [self._lay(self._order.longest(self._rows))] * min(self._accumulate, 2)
 
     def close(self) -> None:
         """Stop prefetching. The loader still works, without threads."""
@@ -167,51 +146,26 @@ class Loader:
         return future.result()
 
     def _build(self, epoch: int, step: int) -> list[Batch]:
-        return [self._lay(micro) for micro in self._micro_batches(epoch, step)]
-
-    def _micro_batches(self, epoch: int, step: int) -> list[MicroBatch]:
-        """The rows of this rank's micro-batches of a step; empty lists where the epoch has run out."""
-        plan = self._plan(epoch)
-        first = step * self._accumulate * self._world + self._rank
-        numbers = range(first, first + self._accumulate * self._world, self._world)
-        taken = [plan[number * self._rows : (number + 1) * self._rows] for number in numbers]
-        return [micro.tolist() if isinstance(micro, np.ndarray) else micro for micro in taken]
-
-    def _plan(self, epoch: int) -> list[Row] | np.ndarray:
-        """The epoch's rows in the order in which they are taken; unpacked, an array (samples, 1)."""
-        with self._planning:
-            if epoch not in self._plans:
-                self._plans[epoch] = self._make_plan(epoch)
-                while len(self._plans) > _PLANS_KEPT:
-                    self._plans.popitem(last=False)
-            return self._plans[epoch]
-
-    def _make_plan(self, epoch: int) -> list[Row] | np.ndarray:
-        chance = np.random.default_rng([self._seed, epoch])
-        count = len(self._store)
-        order = chance.permutation(count) if self._shuffle else np.arange(count)
-        if not self._packed:
-            return order[:, None]
-        mean = max(self._positions.mean(), 1)
-        window = max(WINDOW, int(_ROWS_A_WINDOW * self._length / mean))
-        rows = [
-            part[row].tolist()
-            for part in np.array_split(order, max(1, round(count / window)))
-            for row in best_fit(self._positions[part], self._length)
+        return [
+            self._lay([self._order.row(epoch, number) for number in micro])
+            for micro in self._micro_batches(epoch, step)
         ]
-        return [rows[number] for number in chance.permutation(len(rows))] if self._shuffle else rows
 
-    def _lay(self, micro: MicroBatch) -> Batch:
-        rows = [[sample for index in row for sample in self._group(index)] for row in micro]
-        if self._packed:
-            return collate(rows + [[]] * (self._rows - len(rows)), self._length)
+    def _micro_batches(self, epoch: int, step: int) -> list[range]:
+        """Numbers of the rows of this rank's micro-batches of a step; none where the epoch has run out."""
+        first = step * self._accumulate * self._world + self._rank
+        count = self._order.rows(epoch)
+        starts = [(first + at * self._world) * self._rows for at in range(self._accumulate)]
+        return [range(min(start, count), min(start + self._rows, count)) for start in starts]
+
+    def _lay(self, rows: list[list[Sample]]) -> Batch:
+        if self._by_sequence:
+            rows = [[_average(sample) for sample in row] for row in rows]
+        if self._order.length is not None:
+            return collate(rows + [[]] * (self._rows - len(rows)), self._order.length)
         row = [sample for each in rows for sample in each]
         width = sum(sample.positions for sample in row)
         return collate([row], max(-(-width // ROUND), 1) * ROUND)
-
-    def _group(self, index: int) -> list[Sample]:
-        sample = self._store[index]
-        return [_average(sample) if self._by_sequence else sample]
 
 
 def _average(sample: Sample) -> Sample:

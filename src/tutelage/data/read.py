@@ -126,6 +126,26 @@ def load_rows(source: Source, offsets: Sequence[int] | np.ndarray) -> Iterator[A
             yield _parse(source, file.read() if source.unit == "file" else file.readline(LONGEST_LINE + 2))
 
 
+def raw_lines(source: Source, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes without line end) of the lines that begin at bytes `start` to `stop`, blank ones not."""
+    with source.path.open("rb") as file:
+        if start:
+            file.seek(start - 1)
+            while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
+                pass
+        begin = file.tell()
+        for _, offset, raw in _raw_lines(file):
+            if begin + offset >= stop:
+                return
+            yield begin + offset, raw
+
+
+def parse_line(kind: str, raw: bytes) -> tuple[Any, str | None]:
+    """What a line says, messages or text, and None; or None and what is wrong with it."""
+    fault = _fault(kind, raw)
+    return (None, fault) if fault else (_parse(kind, raw), None)
+
+
 def _parse_source(given: str) -> Source:
     kind, colon, rest = given.partition(":")
     if not colon or kind not in ("jsonl", "text", "document"):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tutelage.errors import UserError
 from tutelage.model.causal import masked_attention
 from tutelage.model.segments import Bucket, attend_buckets, find_buckets
 
@@ -33,6 +34,7 @@ class Layout:
     positions: Tensor  # (B, T)
     buckets: list[Bucket] = field(default_factory=list)
     masks: dict[int | None, Any] = field(default_factory=dict)  # by window: (B, 1, T, S) bool, or a BlockMask
+    dropout: float = 0.0  # chance of each attention weight to be left out
 
 
 def plan(
@@ -42,10 +44,12 @@ def plan(
     kv_used: int | None,
     windows: set[int | None],
     impl: Literal["auto", "eager", "sdpa", "flash"] = "auto",
+    dropout: float = 0.0,
 ) -> Layout:
     """Choose the execution for rows of these positions and documents, each (B, T).
 
     `impl` may insist: eager is `dense`, flash is `flex`, sdpa is whichever gives SDPA the least work.
+    FlexAttention has no `dropout` of weights; auto keeps away from it then.
 
     With a cache (`kv_used` keys of it are readable) a key's position is its index and a row is one document.
     """
@@ -54,34 +58,37 @@ def plan(
         return _dense(positions, keys, torch.zeros_like(positions), torch.zeros_like(keys), windows)
     if docs is None:
         docs = torch.zeros_like(positions)
-    if impl == "flash" or (impl == "auto" and positions.is_cuda):
+    if impl == "flash" or (impl == "auto" and positions.is_cuda and not dropout):
+        if dropout:
+            raise UserError("attention_impl flash has no dropout of attention weights; sdpa and eager have")
         return _flex(positions, docs, windows)
     # Finding documents reads the documents, which on CUDA would wait for the device.
     buckets = None if impl == "eager" or positions.is_cuda else find_buckets(positions, docs)
     if buckets is None:
-        return _dense(positions, positions, docs, docs, windows)
+        return _dense(positions, positions, docs, docs, windows, dropout)
     whole_rows = len(buckets) == 1 and len(buckets[0].index) == len(positions)
     if whole_rows and buckets[0].kept.numel() == positions.numel():
-        return Layout("causal", positions, masks=_causal_masks(positions, windows))
-    return Layout("segments", positions, buckets)
+        return Layout("causal", positions, masks=_causal_masks(positions, windows), dropout=dropout)
+    return Layout("segments", positions, buckets, dropout=dropout)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None) -> Tensor:
     """(B, H, T, C), (B, K, S, C), (B, K, S, C) -> (B, H, T, C); what padding gives means nothing."""
     if layout.kind == "causal":
-        return masked_attention(q, k, v, layout.masks[window])
+        return masked_attention(q, k, v, layout.masks[window], dropout=layout.dropout)
     if layout.kind == "segments":
-        return _attend_segments(q, k, v, layout.buckets, window)  # pyright: ignore[reportCallIssue]
+        return _attend_segments(q, k, v, layout, window)  # pyright: ignore[reportCallIssue]
     if layout.kind == "flex":
         return _flex_attention()(q, k, v, block_mask=layout.masks[window], enable_gqa=True)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=layout.masks[window], enable_gqa=True)
+    mask, dropout = layout.masks[window], layout.dropout
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True, dropout_p=dropout)
 
 
 @torch.compiler.disable  # its shapes change with every batch
-def _attend_segments(q: Tensor, k: Tensor, v: Tensor, buckets: list[Bucket], window: int | None) -> Tensor:
-    lengths = [bucket.index.shape[1] for bucket in buckets]
+def _attend_segments(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None) -> Tensor:
+    lengths = [bucket.index.shape[1] for bucket in layout.buckets]
     masks = [None if window is None or n <= window else _band(n, window, q.device) for n in lengths]
-    return attend_buckets(q, k, v, buckets, masks)
+    return attend_buckets(q, k, v, layout.buckets, masks, dropout=layout.dropout)
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:
@@ -96,9 +103,16 @@ def _causal_masks(positions: Tensor, windows: set[int | None]) -> dict[int | Non
     return {w: None if w is None or w >= T else _band(T, w, positions.device) for w in windows}
 
 
-def _dense(q_pos: Tensor, k_pos: Tensor, q_doc: Tensor, k_doc: Tensor, windows: set[int | None]) -> Layout:
+def _dense(
+    q_pos: Tensor,
+    k_pos: Tensor,
+    q_doc: Tensor,
+    k_doc: Tensor,
+    windows: set[int | None],
+    dropout: float = 0.0,
+) -> Layout:
     masks = {w: visible(q_pos, k_pos, q_doc, k_doc, window=w) for w in windows}
-    return Layout("dense", q_pos, masks=masks)
+    return Layout("dense", q_pos, masks=masks, dropout=dropout)
 
 
 def _flex(positions: Tensor, docs: Tensor, windows: set[int | None]) -> Layout:

@@ -19,19 +19,19 @@ BLOCK = 256  # queries whose scores exist at a time; later keys are not even loo
 SCORES = 1 << 19  # of them at a time, over documents and heads: 1 MiB, which stays in a core's cache
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B, H, T, C), (B, K, T, C), (B, K, T, C) -> (B, H, T, C)"""
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
+    """(B, H, T, C), (B, K, T, C), (B, K, T, C) -> (B, H, T, C); `dropout` is PyTorch's, which forms T x T."""
     wants_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and wants_gradient:
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and wants_gradient and not dropout:
         return _CausalAttention.apply(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True, dropout_p=dropout)
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float = 0.0) -> Tensor:
     """The same within `mask` (1, 1, T, T) bool; None: causal."""
     if mask is None:
-        return causal_attention(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        return causal_attention(q, k, v, dropout=dropout)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True, dropout_p=dropout)
 
 
 class _CausalAttention(torch.autograd.Function):

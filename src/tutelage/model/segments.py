@@ -47,7 +47,7 @@ def find_buckets(positions: Tensor, docs: Tensor) -> list[Bucket] | None:
 
 
 def attend_buckets(
-    q: Tensor, k: Tensor, v: Tensor, buckets: list[Bucket], masks: list[Tensor | None]
+    q: Tensor, k: Tensor, v: Tensor, buckets: list[Bucket], masks: list[Tensor | None], *, dropout: float
 ) -> Tensor:
     """(B, H, T, C), (B, K, T, C), (B, K, T, C) -> (B, H, T, C), 0 in padding; `masks` by bucket."""
     if not buckets:  # a row of padding, as batches that top up a step are
@@ -57,7 +57,7 @@ def attend_buckets(
     outputs = []
     for bucket, mask in zip(buckets, masks, strict=True):
         q_part, k_part, v_part = (x[bucket.index].transpose(1, 2) for x in flat)  # (n, H or K, L, C)
-        out = masked_attention(q_part, k_part, v_part, mask)
+        out = masked_attention(q_part, k_part, v_part, mask, dropout=dropout)
         outputs.append(out.transpose(1, 2).reshape(-1, H, C)[bucket.kept])
     places = torch.cat([bucket.places for bucket in buckets])
     mixed = flat[0].new_zeros(B * T, H, C).index_copy(0, places, torch.cat(outputs))

@@ -77,11 +77,12 @@ class Block(nn.Module):
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = MLP(config)
+        self.dropout = nn.Dropout(0.0)  # of what joins the residual
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], layout: Layout, kv: KVCache | None) -> Tensor:
         """(B, T, D) -> (B, T, D)"""
-        x = x + self.self_attn(self.input_layernorm(x), turn, layout, kv)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), turn, layout, kv))
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
 class Decoder(nn.Module):
@@ -90,6 +91,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.dropout = nn.Dropout(0.0)  # of embeddings
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
 
@@ -101,7 +103,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.attention_impl: Literal["auto", "eager", "sdpa", "flash"] = "auto"
+        self.attention_dropout = 0.0  # in training, as everywhere here; set_dropout sets all four
         self.model = Decoder(config)
+        self.dropout = nn.Dropout(0.0)  # of the final hidden states, before a head
         self.lm_head = None if config.tied else nn.Linear(config.dim, config.vocab_size, bias=False)
         # Not a buffer: a model built on the meta device must not lose it, and no file holds it.
         with torch.device("cpu"):
@@ -123,13 +127,19 @@ class Transformer(nn.Module):
         """
         if kv is not None:
             kv.reserve(positions)
-        x = self.model.embed_tokens(tokens)  # (B, T, D)
-        used = None if kv is None else kv.used
-        layout = plan(positions, docs, kv_used=used, windows=self._windows(), impl=self.attention_impl)
+        x = self.model.dropout(self.model.embed_tokens(tokens))  # (B, T, D)
+        layout = plan(
+            positions,
+            docs,
+            kv_used=None if kv is None else kv.used,
+            windows=self._windows(),
+            impl=self.attention_impl,
+            dropout=self.attention_dropout if self.training else 0.0,
+        )
         turn = rotation(positions, self._on(positions.device), x.dtype)
         for block in self.model.layers:
             x = block(x, turn, layout, kv)
-        return self.model.norm(x)
+        return self.dropout(self.model.norm(x))
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V), float32"""
@@ -147,6 +157,16 @@ class Transformer(nn.Module):
         if self._frequencies.device != device:
             self._frequencies = self._frequencies.to(device)
         return self._frequencies
+
+
+def set_dropout(model: Transformer, *, embed: float, attn: float, resid: float, head: float) -> None:
+    """In training, leave out each value with these chances: of embeddings, attention weights, what joins the
+    residual, and the final hidden states; the rest is scaled up. 0 draws no random number and costs nothing.
+    """
+    model.model.dropout.p, model.dropout.p, model.attention_dropout = embed, head, attn
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.dropout.p = resid
 
 
 @torch.no_grad()

@@ -14,7 +14,9 @@ from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.data.dataset import prepare
 from tutelage.data.loader import Loader
 from tutelage.data.saved import as_files
+from tutelage.data.shards import TokenShards
 from tutelage.data.store import SampleStore
+from tutelage.data.streams import TokenStreams
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.recipes.fitting import loader_words, total_steps
@@ -24,10 +26,13 @@ from tutelage.text.tokenizer import Tokenizer
 from tutelage.train.precision import load_dtype
 from tutelage.train.saver import check_fits, complete, read_state
 
+_PREVIEWED = 64  # rows of shards that the preview is drawn from
+
 
 def say(text: str) -> None:
-    """A line for the person who watches; standard output belongs to results."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for the person who watches, from one process; standard output belongs to results."""
+    if dist.rank() == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
 def text_of(model: Path, template_config: str | None) -> tuple[Tokenizer, Template]:
@@ -57,10 +62,13 @@ def loaders(
     reduction: Literal["tokens", "sequences"],
     too_long: Literal["truncate", "drop", "split"],
     allow_unmasked: bool,
+    weights: Sequence[float] = (),
 ) -> tuple[Loader, Loader | None]:
     """The training data and, if there is any, the held-out data, encoded, cut, counted aloud and batched."""
 
-    def read(paths: Sequence[str], amounts: Sequence[float], split: str) -> SampleStore:
+    def read(paths: Sequence[str], amounts: Sequence[float], split: str) -> SampleStore | TokenStreams:
+        if directories := shard_directories(paths):
+            return _open_shards(config, directories, tokenizer, weights if split == "train" else (), split)
         splits = config.train_data_splits if split == "train" else config.val_data_splits
         files = as_files(paths, splits, cache_dir=config.cache_dir, log=say, flag=f"--{split}_data_splits")
         return prepare(
@@ -79,7 +87,7 @@ def loaders(
             split=split,
         )
 
-    def batched(store: SampleStore, *, training: bool) -> Loader:
+    def batched(store: SampleStore | TokenStreams, *, training: bool) -> Loader:
         return Loader(
             store,
             length=config.max_seq_len,
@@ -95,12 +103,12 @@ def loaders(
             epochs=None if training else 1,
         )
 
-    store = read(config.train_data_paths, config.train_num_samples, "train")
+    store = dist.rank_zero_first(lambda: read(config.train_data_paths, config.train_num_samples, "train"))
     _preview(config, store, tokenizer)
     training = batched(store, training=True)
     if not config.val_data_paths:
         return training, None
-    held_out = read(config.val_data_paths, config.val_num_samples, "val")
+    held_out = dist.rank_zero_first(lambda: read(config.val_data_paths, config.val_num_samples, "val"))
     return training, batched(held_out, training=False)
 
 
@@ -143,9 +151,54 @@ def check_resume(config: TrainingConfig, model: ModelConfig, loader: Loader) -> 
     say(f"resuming from {whole[-1]}")
 
 
-def _preview(config: TrainingConfig, store: SampleStore, tokenizer: Tokenizer) -> None:
+def shard_directories(paths: Sequence[str]) -> list[Path]:
+    """The directories, if the paths are all `shards:DIR` or directories of shards; none if none is."""
+    found = [
+        Path(path.removeprefix("shards:")).expanduser()
+        for path in paths
+        if path.startswith("shards:") or (Path(path).expanduser() / "meta.json").is_file()
+    ]
+    if found and len(found) < len(paths):
+        raise UserError(
+            f"{', '.join(map(str, found))} is pretokenized and the other paths are not; run "
+            "`tutelage data build pretrain` on those too"
+        )
+    return found
+
+
+def _open_shards(
+    config: TrainingConfig,
+    directories: list[Path],
+    tokenizer: Tokenizer,
+    weights: Sequence[float],
+    split: str,
+) -> TokenStreams:
+    """Shards of this tokenizer, said aloud."""
+    if config.train_num_samples if split == "train" else config.val_num_samples:
+        raise UserError(
+            f"--{split}_num_samples chooses rows of files; for shards give --train_data_weights, or build "
+            "shards of less text"
+        )
+    if not config.pack_samples:
+        raise UserError("shards are read in full rows: --pack_samples cannot be off")
+    sources = [TokenShards(directory) for directory in directories]
+    for source in sources:
+        source.check(tokenizer.fingerprint)
+    streams = TokenStreams(sources, list(weights) or None)
+    for source, share in zip(sources, streams.shares or [None] * len(sources), strict=True):
+        mixed = "" if share is None else f", {share:.1%} of the rows"
+        say(
+            f"{split} data: {source.directory}: {source.meta['documents']:,} documents, "
+            f"{source.meta['tokens']:,} tokens{mixed}"
+        )
+    return streams
+
+
+def _preview(config: TrainingConfig, store: SampleStore | TokenStreams, tokenizer: Tokenizer) -> None:
     if config.no_visualize_dataset or dist.rank():
         return
     from tutelage.report.inspect import preview
 
+    if isinstance(store, TokenStreams):
+        store = store.beginning(_PREVIEWED * config.max_seq_len)
     preview(store, tokenizer, samples=1, seed=config.seed)

@@ -1,15 +1,21 @@
-"""Train a new model on plain text: it learns to predict every token.
+"""Train a new model on plain text: it learns to predict every token. Or go on with one that exists.
 
     tutelage pretrain --tokenizer TOK --train_data_paths text:stories.txt --output_dir OUT
+    tutelage pretrain --tokenizer TOK --model smollm2-135m --n_layers 12 ...
+    tutelage pretrain --ckpt_paths MODEL ...
 
 TOK is a directory with a tokenizer.json, such as `tutelage tokenizer train` writes. Each line of a text: file
 is one document, closed by the tokenizer's end token; one longer than a row is split, never cut. The result
 lies in OUT/model as a Hugging Face directory that `tutelage sft` takes further.
+
+--model is stories260K, stories15M, stories42M or stories110M; instruct_llama-1b, -3b or -7b; smollm2-135m or
+-360m; qwen2.5-0.5b, -1.5b or -7b; llama3.2-1b or -3b; llama3.1-8b; mistral-7b; or a config.json of your own.
+Only the shape is taken, never weights; the vocabulary is the tokenizer's.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tutelage.errors import UserError
 from tutelage.recipes.training import TrainingConfig
@@ -17,76 +23,135 @@ from tutelage.recipes.training import TrainingConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig(TrainingConfig):
+    default_warmup: ClassVar[int] = 100
+
     # Model
-    tokenizer: Path  # a directory with tokenizer.json
-    dim: int = 288  # the default shape is the 15M model of llama2.c
-    n_layers: int = 6
-    n_heads: int = 6
-    n_kv_heads: int | None = None  # heads that keys and values have; default: as many as n_heads
-    ffn_dim: int | None = (
-        None  # width of the feed-forward layers; default: 8/3 of dim, up to a multiple of 32
-    )
-    tied: bool = True  # the output head is the embedding
-    rope_theta: float = 10000.0
+    tokenizer: Path | None = None  # a directory with tokenizer.json; default: that of ckpt_paths
+    ckpt_paths: tuple[str, ...] = ()  # a model to go on with: an HF directory, a hub id or a .gguf file
+    model: str = "stories15M"  # shape of a new model: a name (above) or a config.json; weights are random
+    dim: int | None = None  # default: the model's, as all of these; what is given beats it
+    n_layers: int | None = None
+    n_heads: int | None = None
+    n_kv_heads: int | None = None  # heads that keys and values have; default: as many as before of n_heads
+    ffn_dim: int | None = None  # width of the feed-forward layers; default: in proportion to dim
+    tied: bool | None = None  # the output head is the embedding; default: the model's
+    rope_theta: float | None = None  # default: the model's
+    pad_vocab_to_multiple_of: int = 1  # rows of the embedding; those beyond the tokenizer's stay unused
+    init_std: float | None = None  # of fresh weights; default: sqrt(2 / (5 dim))
+
+    # Dropout: chances to leave a value out, in training only
+    dropout_embed: float = 0.0  # of embeddings
+    dropout_attn: float = 0.0  # of attention weights; the fastest attention kernels cannot
+    dropout_resid: float = 0.0  # of what attention and feed-forward layers add to the residual
+    dropout_head: float = 0.0  # of the hidden states that the head sees
+
+    # Data
+    train_data_weights: tuple[float, ...] = ()  # of each shards: path, its share of the rows; none: all, once
 
     # Defaults that differ from fine-tuning
-    max_seq_len: int = 256
+    max_seq_len: int = 256  # positions of a row, and of a new model
     pack_samples: bool = True  # fill rows of max_seq_len best-fit; a batch counts rows
     micro_batch_size_per_gpu: int = 32
     lr: float = 5e-4
-    lr_scheduler: Literal["linear", "cosine", "constant"] = "cosine"
-    warmup_steps: int = 100
+    lr_scheduler: Literal["linear", "cosine", "constant", "wsd"] = "cosine"
+    warmup_steps: int | None = None  # that the rate rises over; default: 100
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     wd: float = 0.1
 
     def __post_init__(self) -> None:
         TrainingConfig.__post_init__(self)
-        if self.dim % self.n_heads:
-            raise UserError(f"dim {self.dim} does not divide into n_heads {self.n_heads}")
+        problems = [
+            f"{name} is {getattr(self, name)}, must be {words}"
+            for names, right, words in _BOUNDS
+            for name in names
+            if not right(getattr(self, name))
+        ]
+        if len(self.ckpt_paths) > 1:
+            problems.append(f"ckpt_paths names {len(self.ckpt_paths)} models; training goes on with one")
+        defaults = PretrainConfig.__dataclass_fields__
+        given = [name for name in _OF_NEW_MODELS if getattr(self, name) != defaults[name].default]
+        if self.ckpt_paths and given:
+            problems.append(
+                f"{', '.join(given)} and ckpt_paths exclude each other: a model that exists has its "
+                "tokenizer and its shape; leave them out; or leave out ckpt_paths, and weights are random"
+            )
+        if not self.ckpt_paths and self.tokenizer is None:
+            problems.append(
+                "tokenizer is missing: a directory with tokenizer.json, such as `tutelage tokenizer train` "
+                "writes; or give ckpt_paths, to go on with a model that has its own"
+            )
+        if self.dropout_attn and self.attention_impl == "flash":
+            problems.append("dropout_attn does not go with attention_impl flash; sdpa and eager have it")
+        if self.train_data_weights and len(self.train_data_weights) != len(self.train_data_paths):
+            problems.append(
+                f"train_data_weights has {len(self.train_data_weights)} numbers "
+                f"for {len(self.train_data_paths)} train_data_paths"
+            )
+        if self.train_data_weights and min(self.train_data_weights) <= 0:
+            problems.append(f"train_data_weights has {min(self.train_data_weights):g}; each must be above 0")
+        if problems:
+            raise UserError("\n  ".join(problems))
+
+
+_OF_NEW_MODELS = ("tokenizer", "model", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "tied")
+_OF_NEW_MODELS += ("rope_theta", "pad_vocab_to_multiple_of", "init_std")
+_BOUNDS = (
+    (("pad_vocab_to_multiple_of",), lambda value: value >= 1, "at least 1"),
+    (("init_std",), lambda value: value is None or value > 0, "above 0"),
+    (
+        ("dropout_embed", "dropout_attn", "dropout_resid", "dropout_head"),
+        lambda value: 0 <= value < 1,
+        "from 0 up to, not with, 1",
+    ),
+)
 
 
 def run(config: PretrainConfig) -> None:
-    """Check everything, draw weights, train, export."""
+    """Check everything, draw weights or load them, train, export."""
     import torch
 
-    from tutelage.model.config import ModelConfig
-    from tutelage.model.transformer import Transformer, initialise_
+    from tutelage.checkpoint.hf import load_model
+    from tutelage.model.transformer import Transformer, initialise_, set_dropout
     from tutelage.objectives.language import NextToken
     from tutelage.recipes.fitting import device_of, fit
     from tutelage.recipes.handing_over import hand_over
+    from tutelage.recipes.inference import model_path
     from tutelage.recipes.preparing import check_resume, loaders, plan
     from tutelage.recipes.run_directory import open_run
-    from tutelage.text.tokenizer import Tokenizer
+    from tutelage.recipes.shaping import existing, new
+    from tutelage.train.precision import load_dtype
 
     device = device_of(config)
-    tokenizer = Tokenizer.load(config.tokenizer)
-    model_config = ModelConfig(
-        vocab_size=tokenizer.size,
-        dim=config.dim,
-        n_layers=config.n_layers,
-        n_heads=config.n_heads,
-        n_kv_heads=config.n_kv_heads or config.n_heads,
-        head_dim=config.dim // config.n_heads,
-        ffn_dim=config.ffn_dim or -(-(config.dim * 8 // 3) // 32) * 32,
-        max_positions=config.max_seq_len,
-        rope_theta=config.rope_theta,
-        tied=config.tied,
-        bos=tokenizer.bos,
-        eos=() if tokenizer.eos is None else (tokenizer.eos,),
-        pad=tokenizer.pad,
-    )
+    base = model_path(config.ckpt_paths[0]) if config.ckpt_paths else None
+    tokenizer, model_config = existing(base, config.max_seq_len) if base else new(config)
     training, validation = loaders(
-        config, tokenizer, None, reduction="tokens", too_long="split", allow_unmasked=True
+        config,
+        tokenizer,
+        None,
+        reduction="tokens",
+        too_long="split",
+        allow_unmasked=True,
+        weights=config.train_data_weights,
     )
     plan(config, model_config, training, device)
     check_resume(config, model_config, training)
     if config.dry_run:
         return
     directory = open_run(config, "pretrain")
-    with torch.device(device):
-        model = Transformer(model_config)
-    initialise_(model, seed=config.seed)
+    if base:
+        model = load_model(base, dtype=load_dtype(config.precision), device=device)
+    else:
+        with torch.device(device):
+            model = Transformer(model_config)
+        initialise_(model, seed=config.seed, std=config.init_std)
+    set_dropout(
+        model,
+        embed=config.dropout_embed,
+        attn=config.dropout_attn,
+        resid=config.dropout_resid,
+        head=config.dropout_head,
+    )
     objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
     fitted = fit(config, model, objective, training, validation, directory)
     hand_over(
@@ -95,7 +160,7 @@ def run(config: PretrainConfig) -> None:
         model_config,
         directory,
         stage="pretrain",
-        base="random weights",
+        base=config.ckpt_paths[0] if config.ckpt_paths else "random weights",
         tokenizer=tokenizer,
         template=None,
         precision=config.precision,

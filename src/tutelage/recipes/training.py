@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tutelage.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
+    default_warmup: ClassVar[int] = 0
+
     # Data
     train_data_paths: tuple[str, ...]
     """jsonl:FILE with messages or text, text:FILE, a document a line, document:FILE, local:DIR, hub ids"""
@@ -35,13 +37,21 @@ class TrainingConfig:
     train_steps: int = -1  # optimizer steps; above 0 it overrides train_epochs and repeats the data
 
     # Optimizer
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of matrices inside blocks; adamw has the rest
     lr: float = 2e-5
-    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: int = 0
+    muon_lr: float | None = None  # of what Muon trains; default: lr, whose size of steps Muon's have
+    lr_scheduler: Literal["linear", "cosine", "constant", "wsd"] = "linear"  # wsd: warm-up, stable, decay
+    warmup_steps: int | None = None  # that the rate rises over; default: 0
+    warmup_ratio: float | None = None  # the same as a share of all steps; default: warmup_steps counts
+    warmup_init_lr_ratio: float = 0.0  # of lr, what the warm-up rises from
+    min_lr_ratio: float = 0.0  # of lr, what linear, cosine and wsd fall to
+    decay_ratio: float = 0.2  # share of all steps that wsd falls in, at the end
+    decay_in_warmup: bool = False  # linear and cosine begin to fall at step 0, times the warm-up
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-6
     wd: float = 0.0  # weight decay; of matrices only, never of norms and biases
     clip_grad_norm: float = 1.0  # largest gradient norm; 0: no clipping
+    ema_decay: float = 0.0  # of a running average of the weights, validated and exported; 0: there is none
 
     # Precision and memory
     precision: Literal["fp32", "bf16", "bf16_pure"] = "bf16"  # bf16 keeps float32 masters, bf16_pure does not
@@ -86,10 +96,31 @@ class TrainingConfig:
             problems.append("wandb is on, but its package is missing: pip install 'tutelage[wandb]'")
         if self.resume and self.overwrite:
             problems.append("resume and overwrite exclude each other")
+        if self.warmup_ratio is not None and self.warmup_steps is not None:
+            problems.append("warmup_steps and warmup_ratio say the same thing twice; give one of them")
+        if self.muon_lr is not None and self.optimizer != "muon":
+            problems.append("muon_lr is given, but optimizer is adamw; --optimizer muon uses it")
+        for name, kinds in _SCHEDULERS.items():
+            default = TrainingConfig.__dataclass_fields__[name].default
+            if getattr(self, name) != default and self.lr_scheduler not in kinds:
+                problems.append(
+                    f"{name} does nothing for lr_scheduler {self.lr_scheduler}, only for {', '.join(kinds)}"
+                )
         if problems:
             raise UserError("\n  ".join(problems))
 
+    def warmup(self, steps: int) -> int:
+        """Steps of the warm-up in a run of `steps`."""
+        if self.warmup_ratio is not None:
+            return round(self.warmup_ratio * steps)
+        return self.default_warmup if self.warmup_steps is None else self.warmup_steps
 
+
+_SCHEDULERS = {  # whose settings these are
+    "min_lr_ratio": ("linear", "cosine", "wsd"),
+    "decay_ratio": ("wsd",),
+    "decay_in_warmup": ("linear", "cosine"),
+}
 _BOUNDS = (
     (
         (
@@ -104,13 +135,18 @@ _BOUNDS = (
         "at least 1",
     ),
     (
-        ("num_loader_workers", "warmup_steps", "wd", "clip_grad_norm", "lr"),
-        lambda value: value >= 0,
+        ("num_loader_workers", "warmup_steps", "wd", "clip_grad_norm", "lr", "muon_lr"),
+        lambda value: value is None or value >= 0,
         "0 or more",
     ),
     (("train_steps",), lambda value: value == -1 or value > 0, "above 0, or -1 for train_epochs"),
-    (("selective_ac_ratio",), lambda value: 0 <= value <= 1, "between 0 and 1"),
+    (
+        ("selective_ac_ratio", "warmup_ratio", "warmup_init_lr_ratio", "min_lr_ratio", "decay_ratio"),
+        lambda value: value is None or 0 <= value <= 1,
+        "between 0 and 1",
+    ),
     (("max_cut_percent",), lambda value: 0 <= value <= 100, "between 0 and 100"),
+    (("ema_decay",), lambda value: 0 <= value < 1, "from 0 up to, not with, 1"),
     (("eps",), lambda value: value > 0, "above 0"),
     (("betas",), lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 up to, not with, 1"),
 )

@@ -2,12 +2,24 @@
 
 import resource
 import sys
+import time
 from types import TracebackType
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
+from tutelage import dist
+
+LINE_EVERY = 10  # seconds, where there is no terminal for a bar
 STEADINESS = 0.9  # of the moving average of the rate: a single slow step does not shake the time left
 
 
@@ -15,7 +27,7 @@ class ProgressBar:
     """Shows a run's steps on standard error; without a terminal every `print_freq`-th, as a line."""
 
     def __init__(self, *, steps: int, done: int = 0, print_freq: int = 1, console: Console | None = None):
-        self.console = console or Console(file=sys.stderr)
+        self.console = console or Console(file=sys.stderr, quiet=dist.rank() > 0)
         self.steps = steps
         self.print_freq = max(print_freq, 1)
         self._rate = 0.0  # tokens per second
@@ -63,6 +75,44 @@ class ProgressBar:
     def say(self, text: str) -> None:
         """A line that stays above the bar."""
         self._bar.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+class ByteBar:
+    """Shows how many bytes of a known number are done; without a terminal a line every ten seconds."""
+
+    def __init__(self, title: str, *, console: Console | None = None):
+        self.console = console or Console(file=sys.stderr)
+        self._title = title
+        self._said = time.monotonic()
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=None)
+
+    def __enter__(self) -> "ByteBar":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        """Show that `done` of `total` bytes are done."""
+        if self.console.is_terminal:
+            self._bar.update(self._task, completed=done, total=total)
+        elif time.monotonic() - self._said >= LINE_EVERY and done < total:
+            self._said = time.monotonic()
+            megabytes = f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+            self.console.print(f"{self._title}: {megabytes}", highlight=False, soft_wrap=True)
 
 
 def peak_memory() -> int:

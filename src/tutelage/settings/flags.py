@@ -44,7 +44,7 @@ def read_flags(argv: list[str], kinds: dict[str, Any], problems: list[str]) -> t
             continue
         key, joined, value = flag[2:].partition("=")
         key = key.replace("-", "_")
-        if key not in kinds and kinds.get(key.removeprefix("no_")) is bool and not joined:
+        if key not in kinds and _takes(kinds.get(key.removeprefix("no_"))) == 0 and not joined:
             flags.append(Flag(key.removeprefix("no_"), ["false"]))
             stray += words
             continue

@@ -1,4 +1,4 @@
-"""AdamW with decay groups, learning-rate schedules, and optimizer state that exists before the first step."""
+"""AdamW with decay groups, Muon beside it, learning-rate schedules, and state that exists before a step."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW, Muon, Optimizer
 
 from tutelage.train.trainer import Schedule
 
@@ -27,24 +27,83 @@ def decays(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and not any(word in name for word in ("bias", "norm", "ln"))
 
 
-def schedule(
-    kind: Literal["linear", "cosine", "constant"], *, steps: int, warmup: int, floor: float = 0.0
-) -> Schedule:
-    """Factor of the learning rate at a step, from 0: up over `warmup` steps, then down to `floor` at `steps`.
+class MuonAdamW(Optimizer):
+    """Muon for the matrices inside blocks, AdamW for embeddings, head, norms and biases, as one optimizer.
 
-    The first step of a warm-up already learns: its factor is 1 / warmup, not 0.
+    Muon (https://kellerjordan.github.io/posts/muon/) moves a matrix by its momentum made orthogonal, here
+    scaled to the size of AdamW's steps (https://arxiv.org/abs/2502.16982), so that one learning rate and one
+    weight decay suit both. Both work on this object's groups and state: to others it is one optimizer.
     """
 
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        *,
+        lr: float,
+        muon_lr: float | None,
+        betas: tuple[float, float],
+        eps: float,
+        wd: float,
+    ):
+        inside = {name: p for name, p in parameters.items() if p.requires_grad and _inside(name, p)}
+        others = {name: p for name, p in parameters.items() if name not in inside}
+        rate = lr if muon_lr is None else muon_lr
+        self._adamw = adamw(others, lr=lr, betas=betas, eps=eps, wd=wd)
+        self._muon = Muon(list(inside.values()), lr=rate, weight_decay=wd, adjust_lr_fn="match_rms_adamw")
+        super().__init__([*self._adamw.param_groups, *self._muon.param_groups], {})
+        for part in (self._adamw, self._muon):
+            part.state = self.state
+        self._adamw.param_groups = self.param_groups[:-1]
+        self._muon.param_groups = self.param_groups[-1:]
+
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step of each."""
+        assert closure is None
+        self._adamw.step()
+        self._muon.step()
+
+
+def _inside(name: str, parameter: Tensor) -> bool:
+    return decays(name, parameter) and "embed_tokens" not in name and "lm_head" not in name
+
+
+def schedule(
+    kind: Literal["linear", "cosine", "constant", "wsd"],
+    *,
+    steps: int,
+    warmup: int,
+    floor: float = 0.0,
+    start: float = 0.0,
+    decay_ratio: float = 0.2,
+    decay_in_warmup: bool = False,
+) -> Schedule:
+    """Factor of the rate at a step, from 0: up from `start` over `warmup` steps, then down to `floor`.
+
+    The first step of a warm-up already learns: its factor is start + (1 - start) / warmup, where schedules
+    that count from 0 have `start`. linear and cosine fall from the end of the warm-up to `steps`; with
+    `decay_in_warmup` from step 0, times the warm-up. wsd (warm-up, stable, decay) stays at 1 until the last
+    `decay_ratio` of the steps, then falls by 1 - sqrt(progress) (https://arxiv.org/abs/2405.18392).
+    """
+    first = 0 if decay_in_warmup else warmup  # step of the decay
+    if kind == "wsd":
+        first = max(warmup, steps - round(decay_ratio * steps))
+
     def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        if kind == "constant":
-            return 1.0
-        progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
-        shape = 1 - progress if kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
-        return floor + (1 - floor) * shape
+        rise = min((step + 1) / warmup, 1.0) if warmup else 1.0
+        progress = min(max(step - first, 0) / max(steps - first, 1), 1.0)
+        fall = floor + (1 - floor) * _falling(kind, progress)
+        return (start + (1 - start) * rise) * fall
 
     return factor
+
+
+def _falling(kind: str, progress: float) -> float:
+    """From 1 to 0 as progress goes from 0 to 1."""
+    if kind == "linear":
+        return 1 - progress
+    if kind == "cosine":
+        return (1 + math.cos(math.pi * progress)) / 2
+    return 1 - math.sqrt(progress) if kind == "wsd" else 1.0
 
 
 @torch.no_grad()
@@ -61,4 +120,5 @@ def allocate_state(optimizer: Optimizer) -> None:
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
         for p in group["params"]:
-            optimizer.state[p]["step"].zero_()
+            if "step" in optimizer.state[p]:
+                optimizer.state[p]["step"].zero_()

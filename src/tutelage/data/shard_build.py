@@ -1,0 +1,253 @@
+"""Text into pretokenized shards, in parallel, in bounded memory, and to be gone on with after a kill.
+
+Files are cut into parts of a few megabytes at line ends; a part becomes a shard of each split. A shard is
+written aside and renamed, its .json last, so one whose .json fits the part is not made again. The same files
+and settings give the same bytes, however often it was interrupted and in however many processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tutelage.data.encode import Encoder
+from tutelage.data.processes import in_processes
+from tutelage.data.read import FAULTS_NAMED, Faults, Source, parse_line, raw_lines
+from tutelage.data.shards import FORMAT, token_dtype
+from tutelage.errors import UserError
+
+if TYPE_CHECKING:
+    from tutelage.text.tokenizer import Tokenizer
+
+MIB = 1 << 20
+_PARTS = 64  # of all text, if that makes them neither tiny nor huge
+_BATCH = 256  # documents encoded at a time
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The lines of a file that begin at bytes `start` up to `stop`."""
+
+    number: int
+    source: Source
+    start: int
+    stop: int
+    key: str  # of the file and of all settings
+
+
+@dataclass(slots=True)
+class Work:
+    """What every process is given."""
+
+    encoder: Encoder
+    directory: Path
+    val_share: float
+    dtype: str
+
+
+@dataclass(slots=True)
+class Done:
+    """What became of a part; its .json files say the same."""
+
+    part: int
+    bytes_read: int
+    empty: int = 0
+    fault_count: int = 0
+    faults: list[tuple[int, str]] = field(default_factory=list)  # offset of the line, what is wrong with it
+
+
+def build(
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    directory: Path,
+    *,
+    tokenizer_name: str,
+    val_percent: float = 0.0,
+    skip_bad_rows: bool = False,
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, dict[str, Any]]:
+    """Write DIR/train and, of `val_percent` of the documents, DIR/val; returns what each meta.json says.
+
+    `progress` is told the bytes read and the bytes there are. Raises UserError for bad rows, unless skipped.
+    """
+    encoder = Encoder(None, tokenizer)
+    work = Work(encoder, directory, val_percent / 100, token_dtype(tokenizer.size))
+    parts = _parts(sources, [tokenizer.fingerprint, encoder.frame, val_percent, work.dtype])
+    splits = SPLITS if val_percent else SPLITS[:1]
+    for split in splits:
+        (directory / split).mkdir(parents=True, exist_ok=True)
+        (directory / split / "meta.json").unlink(missing_ok=True)  # from here on it would be wrong
+    total, read = sum(part.stop - part.start for part in parts), 0
+    kept = {part.number: done for part in parts if (done := _finished(directory, splits, part)) is not None}
+    read = sum(done.bytes_read for done in kept.values())
+    progress(read, total)
+    left = [(part,) for part in parts if part.number not in kept]
+    made = in_processes(_build_part, work, left, workers=min(workers, max(len(left), 1)))
+    faults = Faults()
+    for part in parts:
+        done = kept[part.number] if part.number in kept else next(made)
+        read += 0 if part.number in kept else done.bytes_read
+        progress(read, total)
+        _name_faults(faults, part, done)
+        if faults.count and not skip_bad_rows:
+            made.close()  # type: ignore[attr-defined]
+            faults.refuse()
+    facts = {
+        "tokenizer": tokenizer_name,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.size,
+        "dtype": work.dtype,
+        "sources": [f"{source.kind}:{source.path}" for source in sources],
+        "bad_rows_skipped": faults.count,
+    }
+    return {split: _seal(directory / split, len(parts), facts) for split in splits}
+
+
+def _parts(sources: Sequence[Source], settings: list[Any]) -> list[Part]:
+    """All files, cut. How does not depend on the number of processes: shards could not be gone on with."""
+    stats = [source.path.stat() for source in sources]
+    size = min(max(sum(stat.st_size for stat in stats) // _PARTS, MIB), 64 * MIB)
+    parts: list[Part] = []
+    for source, stat in zip(sources, stats, strict=True):
+        whole = source.kind == "document"
+        for start in range(0, max(stat.st_size, 1), max(stat.st_size, 1) if whole else size):
+            stop = stat.st_size if whole else min(start + size, stat.st_size)
+            origin = [FORMAT, str(source.path.resolve()), source.kind, stat.st_size, stat.st_mtime_ns]
+            key = hashlib.sha256(json.dumps([*origin, start, stop, *settings]).encode()).hexdigest()[:32]
+            parts.append(Part(len(parts), source, start, stop, key))
+    return parts
+
+
+def _build_part(work: Work, part: Part) -> Done:
+    """Encode a part and write its shards."""
+    done = Done(part.number, part.stop - part.start)
+    splits = SPLITS if work.val_share else SPLITS[:1]
+    tokens: dict[str, list[np.ndarray]] = {split: [] for split in splits}
+    text_bytes = dict.fromkeys(splits, 0)
+    before, after = work.encoder.frame
+    for texts in _batches(_texts(part, done)):
+        for text, ids in zip(texts, work.encoder.tokenizer.encode_batch(texts), strict=True):
+            raw = text.encode()
+            # By content: a text that occurs twice must not stand on both sides.
+            split = "val" if zlib.crc32(raw) < work.val_share * 2**32 else "train"
+            tokens[split].append(np.array([*before, *ids, *after], work.dtype))
+            text_bytes[split] += len(raw)
+    for split in reversed(splits):  # train last: its .json says that the part is done
+        _write_shard(work, part, done, split, tokens[split], text_bytes[split])
+    return done
+
+
+def _texts(part: Part, done: Done) -> Iterator[str]:
+    """The documents of a part; bad rows and empty ones are counted and left out."""
+    for offset, raw in raw_lines(part.source, part.start, part.stop):
+        text, fault = parse_line(part.source.kind, raw)
+        if fault is None and not isinstance(text, str):
+            fault = "a conversation; shards are made of text: one document a line, or objects with a text"
+        if fault is not None:
+            done.fault_count += 1
+            if len(done.faults) < FAULTS_NAMED:
+                done.faults.append((offset, fault))
+        elif text.strip():
+            yield text
+        else:
+            done.empty += 1
+
+
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _write_shard(
+    work: Work, part: Part, done: Done, split: str, tokens: list[np.ndarray], text_bytes: int
+) -> None:
+    place = work.directory / split / f"shard-{part.number:05d}"
+    lengths = [len(document) for document in tokens]
+    joined = np.concatenate(tokens) if tokens else np.zeros(0, work.dtype)
+    contents = {"tokens": joined.tobytes(), "offsets": np.cumsum([0, *lengths], dtype="<i8").tobytes()}
+    sidecar = {
+        "name": place.name,
+        "tokens": len(joined),
+        "documents": len(lengths),
+        "text_bytes": text_bytes,
+        "empty": done.empty,
+        "checksums": {name: zlib.crc32(content) for name, content in contents.items()},
+        "faults": [done.fault_count, done.faults],
+        "key": part.key,
+    }
+    for name, content in contents.items():
+        _write(place.with_name(f"{place.name}.{name}.bin"), content)
+    _write(place.with_suffix(".json"), json.dumps(sidecar).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _finished(directory: Path, splits: Sequence[str], part: Part) -> Done | None:
+    """What became of a part in an earlier run; None if that run did not get to its end."""
+    paths = [directory / split / f"shard-{part.number:05d}.json" for split in splits]
+    try:
+        sidecars = [json.loads(path.read_text()) for path in paths]
+        if any(sidecar["key"] != part.key for sidecar in sidecars):
+            return None
+        count, named = sidecars[0]["faults"]  # each split's file has them
+        faults = [(offset, reason) for offset, reason in named]
+        return Done(part.number, part.stop - part.start, sidecars[0]["empty"], count, faults)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _name_faults(faults: Faults, part: Part, done: Done) -> None:
+    """Add a part's faults, their places as line numbers, which only now are worth counting."""
+    for offset, reason in done.faults[: FAULTS_NAMED - len(faults.named)]:
+        with part.source.path.open("rb") as file:
+            lines, left = 1, offset
+            while left and (block := file.read(min(left, MIB))):
+                lines, left = lines + block.count(b"\n"), left - len(block)
+        faults.named.append(f"{part.source.path}:{lines}: {reason}")
+    faults.count += done.fault_count
+
+
+def _seal(directory: Path, count: int, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write meta.json over `count` shards, and remove what an earlier build with other settings left."""
+    sidecars = [json.loads((directory / f"shard-{n:05d}.json").read_text()) for n in range(count)]
+    known = {f"shard-{number:05d}" for number in range(count)}
+    for path in [*directory.glob("shard-*"), *directory.glob(".shard-*")]:
+        if path.name.split(".")[0] not in known:
+            path.unlink()
+    keep = ("name", "tokens", "documents", "checksums")
+    shards = [{name: sidecar[name] for name in keep} for sidecar in sidecars if sidecar["documents"]]
+    digest = hashlib.sha256(json.dumps([facts["tokenizer_fingerprint"], shards]).encode()).hexdigest()[:32]
+    totals = {
+        name: sum(each[name] for each in sidecars) for name in ("tokens", "documents", "text_bytes", "empty")
+    }
+    meta = {"format": FORMAT, "fingerprint": digest, **facts, **totals, "shards": shards}
+    _write(directory / "meta.json", json.dumps(meta, indent=1).encode())
+    if not shards:
+        raise UserError(f"{directory}: there is no document in it; give more text, or another --val_percent")
+    return meta

@@ -1,0 +1,184 @@
+"""Full rows from pretokenized shards, in any order, at any place: nothing is planned, nothing held.
+
+A source's positions are cut into rows of `length` from a starting point drawn for each pass, so another pass
+has other rows. Each pass predicts every token once. Where sources have weights, a source with few rows is
+passed several times while another is passed once.
+
+    L positions of a row   N rows of an epoch   R rows of a pass over a source
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from tutelage.data.batch import Sample
+from tutelage.data.shards import Piece, TokenShards
+from tutelage.data.store import SampleStore
+from tutelage.errors import UserError
+from tutelage.text.roles import ROLE_IDS
+
+BLOCK = 4096  # rows in which the shares of the sources are as their weights, to a row
+_MASK = (1 << 64) - 1
+
+
+@dataclass(slots=True)
+class TokenStreams:
+    """Sources of pretraining text. Weights are shares of the rows; none: all of each, once an epoch."""
+
+    sources: list[TokenShards]
+    weights: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and (len(self.weights) != len(self.sources) or min(self.weights) <= 0):
+            raise UserError(
+                f"{len(self.weights)} weights for {len(self.sources)} sources: one above 0 is needed for each"
+            )
+
+    @property
+    def shares(self) -> list[float] | None:
+        """Of the rows, each source's."""
+        return None if self.weights is None else [weight / sum(self.weights) for weight in self.weights]
+
+    def beginning(self, positions: int) -> SampleStore:
+        """The documents that lie at the first positions of the first source, to look at."""
+        first = self.sources[0]
+        pieces = first.pieces(0, min(positions, first.positions))
+        return SampleStore.of([_sample(piece.tokens) for piece in pieces], kind="text")
+
+    def __len__(self) -> int:
+        """How many tokens are predicted in one pass over each source."""
+        return sum(source.positions for source in self.sources)
+
+
+class Streamed:
+    """The `Order` of `TokenStreams`."""
+
+    def __init__(self, streams: TokenStreams, *, length: int, seed: int, shuffle: bool) -> None:
+        self.length, self._seed, self._shuffle = length, seed, shuffle
+        self._sources = streams.sources
+        for source in self._sources:
+            if not source.positions:
+                raise UserError(f"{source.directory} has no token to predict")
+        self._row_counts = [-(-source.positions // length) for source in self._sources]  # R of each
+        self._rows_before = list(accumulate(self._row_counts, initial=0))
+        self._shares = streams.shares if shuffle else None
+        self.facts: dict[str, Any] = {
+            "data": " ".join(source.fingerprint for source in self._sources),
+            "weights": " ".join(map(repr, self._shares or ())),
+            "packing": "stream",
+            "row length": length,
+            "seed": seed if shuffle else 0,
+            "shuffling": shuffle,
+        }
+
+    def rows(self, epoch: int) -> int:
+        return self._rows_before[-1]
+
+    def row(self, epoch: int, number: int) -> list[Sample]:
+        return [_sample(piece.tokens) for _, piece in self._pieces(epoch, number)]
+
+    def ids(self, epoch: int, number: int) -> list[str]:
+        """`<path index>-<document>/<position in it>`, documents counted from 1."""
+        return [
+            f"{source}-{piece.document + 1}/{piece.start}" for source, piece in self._pieces(epoch, number)
+        ]
+
+    def longest(self, count: int) -> list[list[Sample]]:
+        """All rows are full. Those with one long document each would need no less than any other."""
+        return [self.row(0, number) for number in range(min(count, self.rows(0)))]
+
+    def _pieces(self, epoch: int, number: int) -> list[tuple[int, Piece]]:
+        source, turn, row = self._place(epoch, number)
+        first = (row - 1) * self.length + self._phase(source, turn)
+        start, stop = max(first, 0), min(first + self.length, self._sources[source].positions)
+        return [(source, piece) for piece in self._sources[source].pieces(start, stop)]
+
+    def _place(self, epoch: int, number: int) -> tuple[int, int, int]:
+        """The source of an epoch's row, the pass over that source, and the row of that pass."""
+        if self._shares is None:
+            at = shuffled(number, self.rows(epoch), self._seed, epoch) if self._shuffle else number
+            source = int(np.searchsorted(self._rows_before, at, side="right")) - 1
+            return source, epoch, at - self._rows_before[source]
+        source, taken = self._share_out(epoch * self.rows(epoch) + number)
+        turn, at = divmod(taken, self._row_counts[source])
+        return source, turn, shuffled(at, self._row_counts[source], self._seed, source, turn)
+
+    def _share_out(self, number: int) -> tuple[int, int]:
+        """Of a mixture's row, counted from the start of the run: its source, and which of that source's."""
+        block, within = divmod(number, BLOCK)
+        sources, ranks = self._block(block)
+        source = int(sources[within])
+        return source, self._taken(block * BLOCK)[source] + int(ranks[within])
+
+    def _taken(self, rows: int) -> list[int]:
+        """How many of a mixture's first `rows` rows are of each source; from block to block none ever falls.
+
+        The source with the largest share takes what rounding leaves.
+        """
+        assert self._shares is not None
+        counts = [int(rows * share) for share in self._shares]
+        counts[self._shares.index(max(self._shares))] += rows - sum(counts)
+        return counts
+
+    @lru_cache(maxsize=4)  # noqa: B019 - an order lives as long as its run
+    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """The source of each row of a block, and how many of the same source come before it there."""
+        before, after = self._taken(block * BLOCK), self._taken((block + 1) * BLOCK)
+        counts = [b - a for a, b in zip(before, after, strict=True)]
+        sources = np.random.default_rng([self._seed, block]).permutation(
+            np.repeat(np.arange(len(counts)), counts)
+        )
+        ranks = np.zeros(BLOCK, np.int64)
+        for source, count in enumerate(counts):
+            ranks[sources == source] = np.arange(count)
+        return sources, ranks
+
+    def _phase(self, source: int, turn: int) -> int:
+        """Positions in a pass's first row: drawn so that every pass has the same number of rows."""
+        if not self._shuffle:
+            return self.length
+        rest = self._sources[source].positions % self.length or self.length
+        return rest + _mix(self._seed, source, turn) % (self.length - rest + 1)
+
+
+def shuffled(number: int, count: int, *key: int) -> int:
+    """Where a permutation of range(count) takes `number`; keys draw permutations, none is ever written out.
+
+    A Feistel network over the next power of 4, walked until it is back below `count` (Black and Rogaway,
+    https://doi.org/10.1007/3-540-45760-7_9).
+    """
+    half = max(((count - 1).bit_length() + 1) // 2, 1)
+    mask, base = (1 << half) - 1, _mix(*key)
+    while True:
+        left, right = number >> half, number & mask
+        for turn in range(4):
+            left, right = right, left ^ (_mix(base, turn, right) & mask)
+        number = left << half | right
+        if number < count:
+            return number
+
+
+def _mix(*values: int) -> int:
+    """64 bits that depend on all of the values (splitmix64's finalizer)."""
+    state = 0
+    for value in values:
+        state = (state + value + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ state >> 30) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ state >> 27) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def _sample(tokens: np.ndarray) -> Sample:
+    ones, roles = _constants(1 << (len(tokens) - 1).bit_length())
+    return Sample(tokens, ones[: len(tokens)], roles[: len(tokens)])
+
+
+@lru_cache(maxsize=32)
+def _constants(length: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.ones(length, np.float32), np.full(length, ROLE_IDS["other"], np.uint8)

@@ -42,6 +42,11 @@ class Source:
     unit: Literal["line", "record", "file"] = "line"  # what a row of text is of its file
     key: str = ""  # under which a record has its text
 
+    def __str__(self) -> str:
+        """The path as it may be given on a command line."""
+        forms = {"line": self.kind, "record": "jsonl", "file": "document"}
+        return f"{forms[self.unit]}:{self.path}"
+
 
 @dataclass(slots=True)
 class Faults:

@@ -107,7 +107,7 @@ def build(
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "vocab_size": tokenizer.size,
         "dtype": work.dtype,
-        "sources": [f"{source.kind}:{source.path}" for source in sources],
+        "sources": [str(source) for source in sources],
         "bad_rows_skipped": faults.count,
     }
     return {split: _seal(directory / split, len(parts), facts) for split in splits}

@@ -168,7 +168,6 @@ def tokenizer_files(vocabulary: Vocabulary, named: dict[str, str]) -> tuple[dict
     if "bos_token" in named:
         bos = named["bos_token"]
         made["post_processor"] = beginning(bos, vocabulary.tokens.index(bos))
-        config["add_bos_token"] = True
     return made, config
 
 

@@ -85,6 +85,16 @@ def llama_cpp_file(path: str) -> Path:
     return _unpacked("llama.cpp-" + path.replace("/", "-"), unpack) / Path(path).name
 
 
+def llama2c_program() -> Path:
+    """run.c of llama2.c (MIT), as an early wrapper for Python carries it in its source package of 10 kB."""
+
+    def unpack(to: Path) -> None:
+        command = [*_PIP, "--no-binary", ":all:", "--dest", ".", "llamac2py==0.1.4"]
+        _from_tar(_package("llamac2py-0.1.4.tar.gz", command), "llamac2py-0.1.4/run.c", to)
+
+    return _unpacked("llama2.c", unpack) / "run.c"
+
+
 def _write_mistral_v3(to: Path, legacy: bool) -> None:
     """Version 3 has 768 control tokens more than version 1; words and merges are the same, at later ids."""
     vocabulary = json.loads((mistral_v1_tokenizer_dir() / "tokenizer.json").read_text())

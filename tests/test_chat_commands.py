@@ -87,6 +87,36 @@ def test_generate_raw_takes_the_prompt_as_it_is(capsys, monkeypatch, model_direc
     assert tell(capsys, monkeypatch, words) == (0, tokenizer.decode(done.tokens) + "\n", "")
 
 
+def test_stop_texts_end_answers_in_any_batch_and_stream_the_same(capsys, monkeypatch, model_directory):
+    """Stops are pieces of the answers themselves, so that rows end at different places, or not at all."""
+    prompts = ["hi", "a longer question", "ünï 🦜", "x"]
+    words = ["generate", str(model_directory), "--max_new_tokens", "30", "--prompt"]
+    whole = [tell(capsys, monkeypatch, [*words, prompt])[1].removesuffix("\n") for prompt in prompts]
+    stops = [whole[0][3:6], whole[2][8:10]]
+    for included in (False, True):
+        flags = ["--stop", *stops, *["--include_stop"] * included]
+        expected = []
+        for text in whole:
+            ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+            end, start = min(ends, default=(len(text), len(text)))
+            expected.append(text[: end if included else start])
+        assert len({len(text) for text in expected}) > 2
+        assert expected[0] != whole[0]
+        for size in ("1", "3"):
+            given = [*words, *prompts, *flags, "--batch_size", size]
+            assert tell(capsys, monkeypatch, given) == (0, "".join(t + "\n" for t in expected), "")
+        streamed = [tell(capsys, monkeypatch, [*words, p, *flags, "--stream"]) for p in prompts]
+        assert streamed == [(0, text + "\n", "") for text in expected]
+
+
+def test_an_answer_is_streamed_while_it_is_written(capsys, monkeypatch, model_directory):
+    pieces = []
+    monkeypatch.setattr("builtins.print", lambda text="", **_: pieces.append(text))
+    words = ["generate", str(model_directory), "--max_new_tokens", "30", "--stream", "--prompt", "hi"]
+    tell(capsys, monkeypatch, words)
+    assert len([piece for piece in pieces if piece]) > 5
+
+
 def test_a_sampled_answer_does_not_depend_on_the_batch_size(capsys, monkeypatch, model_directory):
     words = ["generate", str(model_directory), "--temperature", "1", "--seed", "3", "--max_new_tokens", "9"]
     words += ["--prompt", *["hi"] * 5]
@@ -151,8 +181,24 @@ def test_prompts_that_cannot_be_used_are_told_with_their_line(capsys, monkeypatc
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "generate: give either prompt or input"),
-        (["--prompt", "a", "--input", "b"], "generate: give either prompt or input"),
+        ([], "generate: give one of prompt, input and words"),
+        (["--prompt", "a", "--input", "b"], "generate: give one of prompt, input and words"),
+        (["--prompt", "a", "--words", "a", "b", "c"], "generate: give one of prompt, input and words"),
+        (["--prompt", "a", "--features", "Twist"], "generate: features are those of a story, so give its"),
+        (["--words", "a", "b", "c", "--raw"], "generate: words make a prompt for the chat template, and raw"),
+        (["--words", "a", "b"], "words: three are wanted, a verb, a noun and an adjective; given were 'a'"),
+        (["--prompt", "a", "--stop", ""], "generate: stop holds an empty text, which is everywhere"),
+        (["--prompt", "a", "b", "--stream"], "generate: stream prints the answer to a single prompt"),
+        (["--prompt", "a", "--stream", "--output", "x"], "generate: stream prints the answer to a single"),
+        (["--prompt", "a", "--min_p", "2"], "generate: min_p is 2.0, must be from 0 (no limit) to 1"),
+        (
+            ["--prompt", "a", "--repetition_penalty", "0"],
+            "generate: repetition_penalty is 0.0, must be above",
+        ),
+        (
+            ["--prompt", "a", "--no_repeat_ngram_size", "-1"],
+            "generate: no_repeat_ngram_size is -1, must be 0",
+        ),
         (
             ["--prompt", "a", "--raw", "--system", "b", "--top_p", "0", "--batch_size", "0"],
             "generate: top_p is 0.0, must be above 0 and at most 1 (no limit)",

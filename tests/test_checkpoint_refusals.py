@@ -185,7 +185,8 @@ def test_configs_that_cannot_be_used_are_refused(directory):
 def test_names_that_lead_nowhere_are_refused_in_plain_words(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert refusal(load_config, "no/such/folder") == (
-        "no/such/folder does not exist; give a model directory, a .gguf file or a hub id like org/name"
+        "no/such/folder does not exist; give a model directory, a model file (.gguf, .bin, .pt) "
+        "or a hub id like org/name"
     )
     assert refusal(load_config, "some-org/some-model").startswith(
         "some-org/some-model is no folder here and could not be downloaded from the hub; "
@@ -193,7 +194,8 @@ def test_names_that_lead_nowhere_are_refused_in_plain_words(tmp_path, monkeypatc
     )
     (tmp_path / "model.pth").write_bytes(b"")
     assert refusal(load_config, tmp_path / "model.pth") == (
-        f"{tmp_path}/model.pth is a file, but no .gguf; give the directory with config.json and the weights"
+        f"{tmp_path}/model.pth is a file, but no .gguf, nor llama2.c's .bin or .pt; "
+        "give the directory with config.json and the weights"
     )
 
 

@@ -124,7 +124,8 @@ def test_an_unknown_command_of_a_group_is_refused_with_the_known_ones(capsys):
     assert ask(capsys, "tokenizer", "trian") == (
         2,
         "",
-        "error: there is no `tutelage tokenizer trian`; choose from: tutelage tokenizer train\n",
+        "error: there is no `tutelage tokenizer trian`; "
+        "choose from: tutelage tokenizer train, tutelage tokenizer inspect\n",
     )
 
 

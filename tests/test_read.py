@@ -147,13 +147,13 @@ def test_paths_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "new.jsonl").mkdir()
     cases = {
         "hub/name": "cannot tell how to read 'hub/name'; "
-        "give jsonl:PATH, text:PATH, or a file ending in .jsonl or .txt",
+        "give jsonl:PATH, text:PATH, document:PATH, or a file ending in .jsonl or .txt",
         f"jsonl:{tmp_path}": f"{tmp_path} is a directory; give a file in it",
         f"{tmp_path}/new.jsonl": f"{tmp_path}/new.jsonl is a directory; give a file in it",
         f"{tmp_path}/chat.jsonl": f"{tmp_path}/chat.jsonl does not exist; "
         f"did you mean {tmp_path}/chats.jsonl?",
         f"{tmp_path}/zzzz": f"cannot tell how to read '{tmp_path}/zzzz'; "
-        "give jsonl:PATH, text:PATH, or a file ending in .jsonl or .txt",
+        "give jsonl:PATH, text:PATH, document:PATH, or a file ending in .jsonl or .txt",
         f"text:{tmp_path}/zzzz": f"{tmp_path}/zzzz does not exist",
         f"{tmp_path}/no/a.txt": f"{tmp_path}/no/a.txt does not exist: there is no directory {tmp_path}/no",
     }

@@ -103,13 +103,17 @@ def test_empty_pieces_leave_no_span():
 @pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_INS.glob("*.yaml")))
 def test_every_reply_is_learned_whole_and_ends_in_a_stop_token(name):
     template = Template.load(name)
-    for messages in conversations(100, seed=5):
+    fitting = [messages for messages in conversations(100, seed=5) if template.fault(messages) is None]
+    assert len(fitting) > 20
+    for messages in fitting:
         rendered = template.render(messages)
         learned = [rendered.text[start:end].strip() for start, end in rendered.learned]
         replies = [message["content"] for message in messages if message["role"] == "assistant"]
         if template.file.turns["assistant"].strip:
             replies = [reply.strip() for reply in replies]
-        assert learned == [(reply + template.stop[0]).strip() for reply in replies]
+        lead = "".join(piece.text for piece in template.file.turns["assistant"].lead)
+        expected = [(lead + reply + template.stop[0]).strip() for reply in replies]
+        assert "".join(learned) == "".join(expected)  # an empty prompt between two replies joins their spans
 
 
 @pytest.mark.parametrize("name", SOURCE_OF)

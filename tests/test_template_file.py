@@ -10,7 +10,7 @@ from tutelage.errors import UserError
 from tutelage.text.template import Template
 from tutelage.text.template_file import BUILT_INS, built_in_names
 
-NAMES = "chatml, llama3.1_instruct, llama3_instruct, mistral_instruct, qwen2.5_instruct, smollm2"
+NAMES = "chatml, llama3.1_instruct, llama3_instruct, mistral_instruct, qwen2.5_instruct, smollm2, storyteller"
 
 
 def test_templates_are_loaded_by_name_and_by_path(tmp_path):
@@ -63,7 +63,6 @@ MISTAKES = {
     "stop": ({"stop": ["</s>"]}, "stop has '</s>', which is not listed under control"),
     "reply": ({"reply": ["end"]}, "reply has 'end', which is not one of start, lead"),
     "into": ({"system": {"into": "first"}}, "system.into is 'first'; only last_user is known"),
-    "lead": ({"user": {"lead": "<|im_end|>"}}, "user.lead holds a control token; put it into user.start"),
 }
 
 

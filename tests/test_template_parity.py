@@ -100,10 +100,15 @@ def test_learned_tokens_are_those_that_the_training_twin_marks(case):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_INS.glob("*.yaml")))
 def test_the_jinja_that_we_export_writes_what_the_yaml_writes(name):
+    from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     template = Template.load(name)
     for messages in conversations(300, tools="tool" in template.file.turns, seed=2):
+        if template.fault(messages, answered=False):
+            with pytest.raises(TemplateError):
+                render_jinja_template([messages], chat_template=template.jinja)
+            continue
         (text,), _ = render_jinja_template(
             [messages], chat_template=template.jinja, add_generation_prompt=is_prompt(messages)
         )

@@ -244,7 +244,7 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(UserError) as refused:
         Tokenizer.load(tmp_path)
     assert str(refused.value) == (
-        f"{tmp_path} has no tokenizer.json; "
+        f"{tmp_path} has no tokenizer.json and no tokenizer.model; "
         "save one there with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
     )
     (tmp_path / "tokenizer.json").write_text("{")

@@ -73,13 +73,15 @@ def test_every_digit_is_a_token_and_words_do_not_merge():
     assert not any("Ġ" in token[1:] for token in spelled if token not in tokenizer.control)
 
 
-def test_the_same_text_gives_the_same_files_in_another_process(tmp_path):
+@pytest.mark.parametrize("algorithm", ["byte_bpe", "sentencepiece", "char"])
+def test_the_same_text_gives_the_same_files_in_another_process(algorithm, tmp_path):
     write_stories(tmp_path / "stories.txt")
     digests = set()
     for number in range(2):
         target = tmp_path / str(number)
         command = [sys.executable, "-m", "tutelage", "tokenizer", "train", "--vocab_size", "512"]
         command += ["--train_data_paths", f"text:{tmp_path / 'stories.txt'}", "--output_dir", str(target)]
+        command += ["--algorithm", algorithm]
         environment = os.environ | {"PYTHONHASHSEED": str(number), "RAYON_NUM_THREADS": str(number + 1)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -105,6 +107,17 @@ def test_transformers_and_we_read_the_same_tokenizer_back(tmp_path):
         assert theirs.decode(ours.encode(text)) == text
 
 
+def test_llama_cpps_own_reader_reads_the_vocabulary(tmp_path):
+    from gguf.vocab import BpeVocab, SpecialVocab
+
+    trained().save(tmp_path, chat_template=Template.load("chatml").jinja)
+    read = [text for text, _, _ in BpeVocab(tmp_path).all_tokens()]
+    assert read == [trained().token_text(token) for token in range(512)]
+    special = SpecialVocab(tmp_path, load_merges=True, n_vocab=512)
+    assert special.special_token_ids == {"eos": 0, "pad": 1}
+    assert len(special.merges) == 512 - 256 - 4
+
+
 def test_conversations_are_learned_from_by_what_is_said(tmp_path):
     rng = Random(0)
     with (tmp_path / "chats.jsonl").open("w") as file:
@@ -115,6 +128,60 @@ def test_conversations_are_learned_from_by_what_is_said(tmp_path):
     spelled = {tokenizer.token_text(token) for token in range(tokenizer.size)}
     assert "Ġnamed" in spelled
     assert not spelled & {"messages", "Ġmessages", "assistant", '{"'}
+
+
+def test_texts_of_every_form_are_learned_from(tmp_path):
+    """Each form has a word of its own, often enough to become a token."""
+    from datasets import Dataset
+
+    (tmp_path / "lines.txt").write_text("alligator\n" * 20)
+    (tmp_path / "whole.txt").write_text("butterfly\n" * 20)
+    (tmp_path / "web.jsonl").write_text('{"text": "caterpillar\\n"}\n' * 20)
+    Dataset.from_dict({"text": ["dragonfly"] * 20}).save_to_disk(tmp_path / "saved")
+    paths = [tmp_path / "lines.txt", f"document:{tmp_path / 'whole.txt'}", tmp_path / "web.jsonl"]
+    paths.append(f"local:{tmp_path / 'saved'}")
+    run("--train_data_paths", *paths, "--cache_dir", tmp_path / "c", "--output_dir", tmp_path / "t")
+    tokenizer = Tokenizer.load(tmp_path / "t")
+    spelled = {tokenizer.token_text(token) for token in range(tokenizer.size)}
+    assert {"alligator", "butterfly", "caterpillar", "dragonfly"} <= spelled
+
+
+def test_more_text_than_is_learned_from_is_sampled_aloud(tmp_path, capsys):
+    """All through the file, and so much of each path as its share of all is."""
+    (tmp_path / "a.txt").write_text("".join(f"{number:05}\n" for number in range(1000)))
+    (tmp_path / "b.txt").write_text("".join(f"x{chr(0x4E00 + number)}\n" for number in range(300)))
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    run("--train_data_paths", *paths, "--max_train_bytes", "620", "--algorithm", "char", "--output_dir",
+        tmp_path / "t")  # fmt: skip
+    said = capsys.readouterr().err
+    assert "learning from 10.0% of the rows, drawn by chance: they have about 6,200 bytes of text" in said
+    tokenizer = Tokenizer.load(tmp_path / "t")
+    chinese = [at for at in range(300) if 0 not in tokenizer.encode(chr(0x4E00 + at))]
+    assert len(chinese) == 30 and chinese[0] < 60 and chinese[-1] > 240
+    run("--train_data_paths", *paths, "--max_train_bytes", "6300", "--algorithm", "char", "--output_dir",
+        tmp_path / "whole")  # fmt: skip
+    assert "learning from" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("algorithm", ["byte_bpe", "sentencepiece", "char"])
+def test_reserved_tokens_follow_those_of_the_template_and_cannot_be_typed(algorithm, tmp_path):
+    stories_file, target = write_stories(tmp_path / "stories.txt"), tmp_path / "t"
+    run("--train_data_paths", stories_file, "--output_dir", target, "--algorithm", algorithm,
+        "--reserved_tokens", "2")  # fmt: skip
+    tokenizer = Tokenizer.load(target)
+    reserved = ["<|reserved_special_token_0|>", "<|reserved_special_token_1|>"]
+    assert list(tokenizer.control)[-4:] == [*CHATML, *reserved]
+    assert (target / "tokenizer.model").exists() == (algorithm == "sentencepiece")
+    assert tokenizer.control[reserved[1]] not in tokenizer.encode(reserved[1])
+    assert Template.recognise(tokenizer).name == "chatml"
+
+
+def test_overwriting_leaves_no_file_of_the_tokenizer_before(tmp_path):
+    words = ["--train_data_paths", write_stories(tmp_path / "stories.txt"), "--output_dir", tmp_path / "t"]
+    run(*words, "--algorithm", "sentencepiece")
+    run(*words, "--overwrite")
+    assert not (tmp_path / "t" / "tokenizer.model").exists()
+    assert Tokenizer.load(tmp_path / "t").sentencepiece is None
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama3_instruct"])
@@ -143,6 +210,8 @@ def test_mistakes_are_named(tmp_path):
         "a vocabulary of 259 is too small: 256 bytes and 4 control tokens "
         "(<|endoftext|>, <|pad|>, <|im_start|>, <|im_end|>) take 260 already"
     )
+    for flag in ("--reserved_tokens", "--max_train_bytes"):
+        assert f"{flag[2:]} is -1, must be at least" in refusal("--train_data_paths", "a", flag, "-1")
     assert refusal("--train_data_paths", tmp_path / "no.txt") == f"{tmp_path / 'no.txt'} does not exist"
     assert refusal("--train_data_paths", stories_file, "--train_num_samples", "1", "2") == (
         "tokenizer train: train_num_samples has 2 numbers for 1 paths"

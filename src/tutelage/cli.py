@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from tutelage import dist
 from tutelage.allocation import keep_memory
 from tutelage.config import dump, help_text, load
 from tutelage.errors import Interrupted, UserError
@@ -31,6 +32,7 @@ class Command:
     help: str
     run: str = "run"
     positional: str | None = None  # the field that words without a flag belong to
+    parallel: bool = False  # whether it runs in several processes, under torchrun
 
     def load(self) -> tuple[Any, type]:
         """The module of the recipe and its config class."""
@@ -43,10 +45,22 @@ COMMANDS = {
         "quickstart", "QuickstartConfig", "the whole life of a small model, on CPU, in minutes"
     ),
     "tokenizer train": Command("tokenizer", "TokenizerTrainConfig", "learn a vocabulary from text"),
-    "pretrain": Command("pretrain", "PretrainConfig", "train a new model on plain text"),
-    "sft": Command("sft", "SFTConfig", "fine-tune a model on conversations"),
+    "tokenizer inspect": Command(
+        "tokenizer_inspect",
+        "TokenizerInspectConfig",
+        "measure how well a tokenizer fits a text, or compare two",
+        positional="tokenizer",
+    ),
+    "pretrain": Command("pretrain", "PretrainConfig", "train a new model on plain text", parallel=True),
+    "sft": Command("sft", "SFTConfig", "fine-tune a model on conversations", parallel=True),
+    "data download tinystories": Command(
+        "download_tinystories", "DownloadTinystoriesConfig", "fetch five million small stories, 1.6 GB"
+    ),
     "data build stories": Command(
         "build_stories", "BuildStoriesConfig", "make small stories up, to pretrain and fine-tune on"
+    ),
+    "data build storyteller": Command(
+        "build_storyteller", "BuildStorytellerConfig", "turn TinyStories into conversations to fine-tune on"
     ),
     "data build pretrain": Command(
         "build_pretrain", "BuildPretrainConfig", "tokenize text into shards, once, for pretraining"
@@ -57,6 +71,9 @@ COMMANDS = {
     "chat": Command("chat", "ChatConfig", "talk to a model", positional="ckpt_paths"),
     "generate": Command(
         "generate", "GenerateConfig", "complete prompts, one after another", positional="ckpt_paths"
+    ),
+    "convert": Command(
+        "convert", "ConvertConfig", "write a model in another layout", positional="ckpt_paths"
     ),
 }
 
@@ -87,7 +104,10 @@ def main(argv: list[str] | None = None) -> None:
         _run(words)
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        alone = not error.told_by_all
+        if dist.rank() == 0 or alone:
+            where = f" on rank {dist.rank()}" if alone and dist.world_size() > 1 else ""
+            print(f"error{where}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -149,7 +169,15 @@ def _run(words: list[str]) -> None:
         return
     command = COMMANDS[name]
     keep_memory()
-    getattr(command.load()[0], command.run)(config)
+    run = getattr(command.load()[0], command.run)
+    if dist.launched() == 1:
+        run(config)
+        return
+    if not command.parallel:
+        raise UserError(f"{name} runs in one process; start it without torchrun")
+    dist.start()
+    run(config)
+    dist.stop()
 
 
 def _below(words: list[str]) -> list[str]:

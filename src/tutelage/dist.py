@@ -1,12 +1,51 @@
-"""The few facts about other processes that the rest of the code may ask for, true without any of them too."""
+"""What the rest of the code may ask of other processes and tell them, true without any of them too.
+
+Under torchrun every process runs the same command. What only one should do, `rank_zero_first` lets rank 0 do
+first; what may fail on one, `together` makes fail on all, with the same words.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from tutelage.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=2)  # that a rank waits for another: tokenizing a corpus happens on one
+
+
+def launched() -> int:
+    """How many processes torchrun started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """The number of this process on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def start() -> None:
+    """Meet the other processes that torchrun started."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, timeout=PATIENCE)
+
+
+def stop() -> None:
+    """Part from the others."""
+    group = _process_group()
+    if group is not None:
+        group.destroy_process_group()
 
 
 def rank() -> int:
@@ -29,6 +68,55 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     total = tensor.detach().clone()
     group.all_reduce(total)
     return total
+
+
+def largest(value: int) -> int:
+    """The largest of all processes' values."""
+    return max(_gathered(value))
+
+
+def together(work: Callable[[], T]) -> T:
+    """What `work` returns here. If it raises a UserError on any process, all raise the first one's."""
+    if _process_group() is None:
+        return work()
+    result, failed = None, None
+    try:
+        result = work()
+    except UserError as error:
+        failed = str(error)
+    failures = [each for each in _gathered(failed) if each is not None]
+    if failures:
+        error = UserError(failures[0])
+        error.told_by_all = True
+        raise error
+    return result  # type: ignore[return-value]
+
+
+def rank_zero_first(work: Callable[[], T]) -> T:
+    """`work` on rank 0 and then on the others, who find what it left on disk; all fail if one does."""
+    if _process_group() is None:
+        return work()
+    if rank() == 0:
+        result = together(work)
+        together(lambda: None)
+        return result
+    together(lambda: None)
+    return together(work)
+
+
+def by_rank_zero(work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, for all; the others wait, and fail if it does."""
+    result = together(work if rank() == 0 else lambda: None)
+    return _gathered(result)[0]  # type: ignore[return-value]
+
+
+def _gathered(value: T) -> list[T]:
+    group = _process_group()
+    if group is None:
+        return [value]
+    values: list = [None] * group.get_world_size()
+    group.all_gather_object(values, value)
+    return values
 
 
 def _process_group():

@@ -5,6 +5,8 @@ class UserError(ValueError):
     """A mistake the user can mend: the command line prints it as one paragraph, without a traceback, and
     exits 2."""
 
+    told_by_all = False  # every process of the run raises it, so one prints it
+
 
 class Interrupted(BaseException):
     """A signal ended the run after everything worth keeping was saved; the exit code is 128 + the signal's

@@ -1,7 +1,4 @@
-"""llama.cpp's GGUF files of Llama, Mistral and Qwen 2 models, read as the Hugging Face model they came from.
-
-H heads   C head dim
-"""
+"""llama.cpp's GGUF files of Llama, Mistral and Qwen 2, read as the Hugging Face model they came from."""
 
 import re
 from dataclasses import replace
@@ -14,6 +11,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 from torch import Tensor
 
 from tutelage.checkpoint.gguf_file import Header, Stored, header_of
+from tutelage.checkpoint.rotary import rows_as_halves
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.rope import frequencies
@@ -71,14 +69,13 @@ class GGUFSource:
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start..stop of a tensor, in Hugging Face's order, float32."""
-        stored = self._stored[name]
-        if not (self._interleaved and ("q_proj" in name or "k_proj" in name)):
-            return torch.from_numpy(self._header.read(stored, start, stop))
-        C = self._head_dim
-        first, last = start // C * C, -(-stop // C) * C  # whole heads
-        values = self._header.read(stored, first, last)
-        values = values.reshape(-1, C // 2, 2, values.shape[-1]).swapaxes(1, 2)  # (H, 2, C/2, ...)
-        return torch.from_numpy(values.reshape(last - first, -1)[start - first : stop - first])
+
+        def read(first: int, last: int) -> Tensor:
+            return torch.from_numpy(self._header.read(self._stored[name], first, last))
+
+        if self._interleaved and ("q_proj" in name or "k_proj" in name):
+            return rows_as_halves(read, start, stop, self._head_dim)
+        return read(start, stop)
 
     def _find_problems(self) -> None:
         size = self._header.path.stat().st_size

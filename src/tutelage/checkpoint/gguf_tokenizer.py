@@ -1,29 +1,17 @@
 """A `tokenizer.json`, as the `tokenizers` library reads it, rebuilt from the vocabulary in a GGUF file."""
 
-from enum import IntEnum
 from typing import Any
 
 from tutelage.checkpoint.gguf_file import Header
 from tutelage.errors import UserError
-
-
-class Kind(IntEnum):
-    """What llama.cpp calls a token's type."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
+from tutelage.text import sentencepiece_model
+from tutelage.text.sentencepiece_model import Kind, Vocabulary, added_tokens, beginning
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_SPACE = "\u2581"  # how SentencePiece writes a space
 
 
 def tokenizer_parts(header: Header) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -49,11 +37,7 @@ def tokenizer_parts(header: Header) -> tuple[dict[str, Any], dict[str, Any]]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            _added(token, content, special=kinds[token] != Kind.USER_DEFINED)
-            for token, content in enumerate(tokens)
-            if kinds[token] in added
-        ],
+        "added_tokens": added_tokens(tokens, kinds, added),
         **parts,
     }
     config = {
@@ -63,7 +47,7 @@ def tokenizer_parts(header: Header) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     if settings.get("tokenizer.ggml.add_bos_token", model == "llama") and special["bos_token"]:
         bos = settings["tokenizer.ggml.bos_token_id"]
-        tokenizer_json["post_processor"] = _beginning(special["bos_token"], bos)
+        tokenizer_json["post_processor"] = beginning(special["bos_token"], bos)
     if template := settings.get("tokenizer.chat_template"):
         config["chat_template"] = template
     return tokenizer_json, config
@@ -81,18 +65,6 @@ _SPECIAL = {
 def _named(settings: dict[str, Any], tokens: list[str], key: str) -> str | None:
     token = settings.get(f"tokenizer.ggml.{key}")
     return None if token is None else tokens[token]
-
-
-def _added(token: int, content: str, *, special: bool) -> dict[str, Any]:
-    return {
-        "id": token,
-        "content": content,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": special,
-    }
 
 
 def _byte_level(header: Header, tokens: list[str], kinds: list[int]) -> dict[str, Any]:
@@ -115,7 +87,13 @@ def _byte_level(header: Header, tokens: list[str], kinds: list[int]) -> dict[str
         "post_processor": None,
         "decoder": _bytes(cut=True),
         "model": {
-            **_BPE,
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
             "ignore_merges": name == "llama-bpe",  # a cut that is a token is taken whole
             "vocab": {content: token for token, content in enumerate(tokens) if kinds[token] != Kind.UNUSED},
             "merges": header.settings[
@@ -123,17 +101,6 @@ def _byte_level(header: Header, tokens: list[str], kinds: list[int]) -> dict[str
             ],  # each "left right", which the library reads too
         },
     }
-
-
-_BPE = {
-    "type": "BPE",
-    "dropout": None,
-    "unk_token": None,
-    "continuing_subword_prefix": None,
-    "end_of_word_suffix": None,
-    "fuse_unk": False,
-    "byte_fallback": False,
-}
 
 
 def _bytes(*, cut: bool) -> dict[str, Any]:
@@ -145,56 +112,14 @@ def _split(pattern: str) -> dict[str, Any]:
 
 
 def _sentencepiece(header: Header, tokens: list[str], kinds: list[int]) -> dict[str, Any]:
-    """SentencePiece's BPE, falling back to bytes; transformers' converter makes the same of Llama 2's."""
+    """SentencePiece's BPE, falling back to bytes, as Llama 2 has it."""
     settings = header.settings
-    prefix = settings.get("tokenizer.ggml.add_space_prefix", True)
-    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    back: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    return {
-        "normalizer": {
-            "type": "Sequence",
-            "normalizers": [*([{"type": "Prepend", "prepend": _SPACE}] if prefix else []), spaces],
-        },
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": {
-            "type": "Sequence",
-            "decoders": back + [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] * prefix,
-        },
-        "model": {
-            **_BPE,
-            "unk_token": tokens[settings.get("tokenizer.ggml.unknown_token_id", 0)],
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": {content: token for token, content in enumerate(tokens) if kinds[token] != Kind.UNUSED},
-            "merges": _merges(tokens, settings["tokenizer.ggml.scores"], kinds),
-        },
-    }
-
-
-def _merges(tokens: list[str], scores: list[float], kinds: list[int]) -> list[list[str]]:
-    """The merges a SentencePiece vocabulary implies: every way to cut a token in two, best token first."""
-    ids = {content: token for token, content in enumerate(tokens) if kinds[token] == Kind.NORMAL}
-    merges = []
-    for content, token in ids.items():
-        cuts = ((content[:i], content[i:]) for i in range(1, len(content)))
-        pairs = [(ids[left], ids[right]) for left, right in cuts if left in ids and right in ids]
-        merges += [(-scores[token], token, pair) for pair in sorted(pairs)]
-    return [[tokens[left], tokens[right]] for _, _, (left, right) in sorted(merges)]
-
-
-def _beginning(content: str, token: int) -> dict[str, Any]:
-    """What transformers puts before a text when asked for special tokens; our templates write it."""
-    bos = {"SpecialToken": {"id": content, "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": kind}} for kind, name in enumerate("AB"))
-    return {
-        "type": "TemplateProcessing",
-        "single": [bos, first],
-        "pair": [bos, first, bos | {"SpecialToken": {"id": content, "type_id": 1}}, second],
-        "special_tokens": {content: {"id": content, "ids": [token], "tokens": [content]}},
-    }
+    return sentencepiece_model.tokenizer_parts(
+        Vocabulary(
+            tokens,
+            settings["tokenizer.ggml.scores"],
+            kinds,
+            unknown=settings.get("tokenizer.ggml.unknown_token_id", 0),
+            prefix=settings.get("tokenizer.ggml.add_space_prefix", True),
+        )
+    )

@@ -1,4 +1,4 @@
-"""Model directories as Hugging Face libraries write and read them; a GGUF file is read as one."""
+"""Model directories as Hugging Face libraries write and read them; other programs' files are read as one."""
 
 import errno
 import json
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tutelage.checkpoint.gguf import GGUFSource, gguf_config
 from tutelage.checkpoint.hub import local_path
+from tutelage.checkpoint.llama2c import Llama2cSource, find_llama2c
 from tutelage.checkpoint.shards import INDEX, SINGLE, Shards
 from tutelage.checkpoint.source import Source, check, fill, parameter_shapes
 from tutelage.checkpoint.tokenizer import find_gguf
@@ -26,8 +27,10 @@ from tutelage.model.transformer import Transformer
 
 
 def load_config(path: str | Path) -> ModelConfig:
-    """The shape of the model at `path` (a directory, a .gguf file or a hub id); no weights are read."""
+    """The shape of the model at `path` (a directory, a model file or a hub id); no weights are read."""
     path = local_path(path)
+    if found := find_llama2c(path):
+        return Llama2cSource(found).config
     if gguf := find_gguf(path):
         return gguf_config(gguf)
     return _config_of_directory(path)
@@ -52,7 +55,7 @@ def check_files(path: str | Path) -> None:
 def load_model(
     path: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> Transformer:
-    """The model at `path` (a directory, a .gguf file or a hub id), in `dtype` or that of most of its weights.
+    """The model at `path` (a directory, a model file or a hub id), in `dtype` or that of most of its weights.
 
     Peak memory is the weights and some tens of megabytes: they are read piece by piece into their place.
     """
@@ -62,7 +65,10 @@ def load_model(
 
 def _open(path: Path) -> tuple[ModelConfig, Source]:
     """Config and weights of `path`, found to fit."""
-    if gguf := find_gguf(path):
+    if found := find_llama2c(path):
+        source = Llama2cSource(found)
+        config = source.config
+    elif gguf := find_gguf(path):
         config, source = gguf_config(gguf), GGUFSource(gguf)
     else:
         config, source = _config_of_directory(path), Shards(path)

@@ -17,7 +17,8 @@ def local_path(name: str | Path) -> Path:
         return path
     if not _HUB_ID.fullmatch(str(name)):
         raise UserError(
-            f"{name} does not exist; give a model directory, a .gguf file or a hub id like org/name"
+            f"{name} does not exist; give a model directory, a model file (.gguf, .bin, .pt) "
+            "or a hub id like org/name"
         )
     return _download(str(name))
 

@@ -6,13 +6,25 @@ from pathlib import Path
 from tutelage.checkpoint.gguf_file import header_of
 from tutelage.checkpoint.gguf_tokenizer import tokenizer_parts
 from tutelage.checkpoint.hub import local_path
+from tutelage.checkpoint.llama2c_tokenizer import read_tokenizer_bin
 from tutelage.errors import UserError
 from tutelage.text.tokenizer import Tokenizer
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of the model at `path` (a directory, a .gguf file or a hub id)."""
+    """The tokenizer of the model at `path`: a directory, a .gguf, .bin or .pt file, or a hub id.
+
+    A tokenizer.model or a tokenizer.bin may stand for itself.
+    """
     path = local_path(path)
+    if path.suffix == ".model" and path.is_file():
+        return Tokenizer.of_sentencepiece(path)
+    if path.name == "tokenizer.bin":
+        return read_tokenizer_bin(path)
+    if path.suffix in (".bin", ".pt"):
+        path = path.parent  # llama2.c keeps its tokenizer beside the model
+    if (path / "tokenizer.bin").exists() and not (path / "tokenizer.json").exists():
+        return read_tokenizer_bin(path / "tokenizer.bin")
     gguf = find_gguf(path)
     if gguf and not (path / "tokenizer.json").exists():
         return _of_gguf(gguf)
@@ -25,7 +37,8 @@ def find_gguf(path: Path) -> Path | None:
         if path.suffix == ".gguf":
             return path
         raise UserError(
-            f"{path} is a file, but no .gguf; give the directory with config.json and the weights"
+            f"{path} is a file, but no .gguf, nor llama2.c's .bin or .pt; "
+            "give the directory with config.json and the weights"
         )
     found = sorted(path.glob("*.gguf"))
     if not found or any(path.glob("*.safetensors")) or (path / "model.safetensors.index.json").exists():

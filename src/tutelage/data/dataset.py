@@ -115,7 +115,8 @@ def encode_paths(
 
 def _key(source: Source, amount: float, skip_bad_rows: bool, encoder: Encoder) -> str:
     origin = encoder.origin(source.kind)
-    return content_key(source.path, tutelage.__version__, source.kind, amount, skip_bad_rows, *origin)
+    form = (source.kind, source.unit, source.key)
+    return content_key(source.path, tutelage.__version__, *form, amount, skip_bad_rows, *origin)
 
 
 def _encode(

@@ -13,12 +13,15 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from tutelage.errors import UserError
-from tutelage.text.messages import message_faults
+from tutelage.text.messages import has_half_character, kind_of, message_faults
 
 LONGEST_LINE = 64 << 20  # bytes; longer is a file of another kind, and would not fit any row
 FAULTS_NAMED = 10
 SAMPLING_SEED = 42  # of the systems whose flags these are, so that the same rows are chosen
+TEXT_KEYS = ("text", "content", "raw_content", "story")  # under which records have a plain document
 _SUFFIXES = {".jsonl": "jsonl", ".txt": "text"}
+_KNOWN = "give jsonl:PATH, text:PATH, document:PATH, or a file ending in .jsonl or .txt"
+_NO_ROW = ""  # the fault of what is no row at all
 _BOM = b"\xef\xbb\xbf"
 _OTHER_KINDS = {  # first bytes -> what the file is
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
@@ -32,10 +35,12 @@ _OTHER_KINDS = {  # first bytes -> what the file is
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One of the paths of a data set, and how its lines are read."""
+    """One of the paths of a data set, and how it is read."""
 
-    kind: Literal["jsonl", "text"]
+    kind: Literal["jsonl", "text"]  # what a row is: a conversation, or plain text
     path: Path
+    unit: Literal["line", "record", "file"] = "line"  # what a row of text is of its file
+    key: str = ""  # under which a record has its text
 
 
 @dataclass(slots=True)
@@ -89,20 +94,22 @@ class Rows:
 
 
 def parse_sources(paths: Sequence[str | Path]) -> list[Source]:
-    """`jsonl:PATH`, `text:PATH`, or a path ending in .jsonl or .txt -> Source, each looked at on disk."""
+    """`jsonl:PATH`, `text:PATH`, `document:PATH`, or a path ending in .jsonl or .txt -> Source.
+
+    Each is looked at on disk: the first record of a jsonl file says whether it has conversations or texts."""
     return [_parse_source(str(path)) for path in paths]
 
 
 def scan(source: Source) -> Rows:
-    """Read a file once and say where its good rows are and which are bad. Blank lines are no rows."""
+    """Read a file once and say where its good rows are and which are bad. Blank texts are no rows."""
     lines, offsets, faults = [], [], Faults()
     with source.path.open("rb") as file:
-        for line, offset, raw in _raw_lines(file):
-            reason = _fault(source.kind, raw)
+        for line, offset, raw in _raw_whole(file) if source.unit == "file" else _raw_lines(file):
+            reason = _fault(source, raw)
             if reason is None:
                 lines.append(line)
                 offsets.append(offset)
-            else:
+            elif reason != _NO_ROW:
                 if line == 1 and source.kind == "jsonl" and raw.lstrip().startswith(b"["):
                     raise UserError(f"{source.path} is one JSON array; write it as one object per line")
                 faults.add(source.path, line, reason)
@@ -112,11 +119,11 @@ def scan(source: Source) -> Rows:
 
 
 def load_rows(source: Source, offsets: Sequence[int] | np.ndarray) -> Iterator[Any]:
-    """The rows that begin at `offsets`: a list of messages, or a line of text without its line end."""
+    """The rows that begin at `offsets`: a list of messages, or a text; a line comes without its line end."""
     with source.path.open("rb") as file:
         for offset in offsets:
             file.seek(int(offset))
-            yield _parse(source.kind, file.readline(LONGEST_LINE + 2))
+            yield _parse(source, file.read() if source.unit == "file" else file.readline(LONGEST_LINE + 2))
 
 
 def raw_lines(source: Source, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
@@ -141,14 +148,11 @@ def parse_line(kind: str, raw: bytes) -> tuple[Any, str | None]:
 
 def _parse_source(given: str) -> Source:
     kind, colon, rest = given.partition(":")
-    if not colon or kind not in ("jsonl", "text"):
+    if not colon or kind not in ("jsonl", "text", "document"):
         kind, rest = _SUFFIXES.get(Path(given).suffix.lower(), ""), given
     path = Path(rest).expanduser()
     if not kind:
-        raise UserError(
-            f"cannot tell how to read {given!r}; "
-            "give jsonl:PATH, text:PATH, or a file ending in .jsonl or .txt"
-        )
+        raise UserError(f"cannot tell how to read {given!r}; {_KNOWN}")
     if path.is_dir():
         raise UserError(f"{path} is a directory; give a file in it")
     if not path.exists():
@@ -156,12 +160,28 @@ def _parse_source(given: str) -> Source:
     try:
         with path.open("rb") as file:
             start = file.read(8)
+            file.seek(0)
+            key = _text_key(file) if kind == "jsonl" else None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     for magic, what in _OTHER_KINDS.items():
         if start.startswith(magic):
             raise UserError(f"{path} is {what}")
-    return Source("jsonl" if kind == "jsonl" else "text", path)
+    if kind == "jsonl":
+        return Source("text", path, "record", key) if key else Source("jsonl", path)
+    return Source("text", path, "file" if kind == "document" else "line")
+
+
+def _text_key(file: BinaryIO) -> str | None:
+    """The key under which the first record of a file has its text; None if it is no plain document."""
+    first = next(_raw_lines(file), None)
+    try:
+        record = json.loads(first[2]) if first else None
+    except (ValueError, RecursionError):  # which scanning names with its line
+        return None
+    if not isinstance(record, dict) or "messages" in record:
+        return None
+    return next((key for key in TEXT_KEYS if isinstance(record.get(key), str)), None)
 
 
 def _nearest(path: Path) -> str:
@@ -188,15 +208,25 @@ def _raw_lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
             yield number, start, raw.rstrip(b"\r\n")
 
 
-def _fault(kind: str, raw: bytes) -> str | None:
-    """What is wrong with a line, in a few words, or None."""
+def _raw_whole(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    """What `_raw_lines` yields, of a file that is one row; of one that is too long, only its beginning."""
+    raw = file.read(LONGEST_LINE + 1)
+    start = len(_BOM) if raw.startswith(_BOM) else 0
+    if raw[start:].strip():
+        yield 1, start, raw[start:]
+
+
+def _fault(source: Source, raw: bytes) -> str | None:
+    """What is wrong with a row, in a few words, or None; `_NO_ROW` where its text is blank."""
     if len(raw) > LONGEST_LINE:
-        return f"longer than {LONGEST_LINE >> 20} MiB"
+        remedy = "; split it up, or read it a line at a time with text:" if source.unit == "file" else ""
+        return f"longer than {LONGEST_LINE >> 20} MiB{remedy}"
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
-        return f"not UTF-8: byte 0x{raw[error.start]:02x} at column {error.start + 1}"
-    if kind == "text":
+        place = "byte" if source.unit == "file" else "column"
+        return f"not UTF-8: byte 0x{raw[error.start]:02x} at {place} {error.start + 1}"
+    if source.kind == "text" and source.unit != "record":
         return None
     try:
         record = json.loads(text)
@@ -204,17 +234,30 @@ def _fault(kind: str, raw: bytes) -> str | None:
         return f"not JSON: {error.msg} at column {error.colno}"
     except (ValueError, RecursionError):
         return "not JSON we can read: too long a number, or too deeply nested"
+    key = source.key or "messages"
     if not isinstance(record, dict):
-        return "not an object with messages"
-    if "messages" not in record:
+        return f"not an object with {key}"
+    if key not in record:
         keys = ", ".join(map(repr, list(record)[:5])) or "no keys"
-        return f"no messages; the object has {keys}"
-    return message_faults(record["messages"])
+        return f"no {key}; the object has {keys}"
+    return message_faults(record[key]) if source.kind == "jsonl" else _fault_of_text(key, record[key])
 
 
-def _parse(kind: str, raw: bytes) -> Any:
-    text = raw.decode().rstrip("\r\n")
-    return text if kind == "text" else json.loads(text)["messages"]
+def _fault_of_text(key: str, text: Any) -> str | None:
+    if not isinstance(text, str):
+        return f"its {key} is {kind_of(text)}, not a string"
+    if has_half_character(text):
+        return f"its {key} has half a surrogate pair, which is no character"
+    return None if text.strip() else _NO_ROW
+
+
+def _parse(source: Source, raw: bytes) -> Any:
+    text = raw.decode()
+    if source.unit == "file":
+        return text
+    if source.kind == "text" and source.unit == "line":
+        return text.rstrip("\r\n")
+    return json.loads(text)[source.key or "messages"]
 
 
 def _count(amount: float, rows: int, path: Path, flag: str) -> int:

@@ -7,7 +7,7 @@ alone.
 B rows   T positions   D model dim   V vocabulary
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import UserError
+from tutelage.infer.history import History
 from tutelage.infer.sampling import Sampling, sample
 from tutelage.model.cache import KVCache
 from tutelage.model.transformer import Transformer
@@ -25,8 +26,8 @@ ROWS = 32  # prompts side by side, unless asked otherwise
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the model wrote after a prompt, and why it stopped: a stop token, max_new_tokens or a full
-    context."""
+    """What the model wrote after a prompt, and why it stopped: a stop token or the caller, max_new_tokens or
+    a full context."""
 
     tokens: list[int]  # without the stop token
     stop_reason: Literal["stop", "length", "context"]
@@ -40,10 +41,11 @@ def generate(
     *,
     max_new_tokens: int,
     stop: set[int],
-    on_token: Callable[[int, int], None] | None = None,
+    on_token: Callable[[int, int], bool | None] | None = None,
     rows: int = ROWS,
 ) -> list[Completion]:
-    """A completion for each prompt, in order. `on_token(prompt, token)` is called as tokens come.
+    """A completion for each prompt, in order. `on_token(prompt, token)` is called as tokens come; where it
+    returns True, this token is the completion's last.
 
     At most `rows` prompts are in memory at once, those of like lengths together; neither changes any
     answer."""
@@ -55,11 +57,7 @@ def generate(
     try:
         for start in range(0, len(order), rows):
             chunk = order[start : start + rows]
-            for index, token, completion in _decode(model, prompts, chunk, sampling, max_new_tokens, stop):
-                if completion is not None:
-                    completions[index] = completion
-                elif on_token is not None:
-                    on_token(index, token)
+            completions |= _decode(model, prompts, chunk, sampling, max_new_tokens, stop, on_token)
     finally:
         model.train(training)
     return [completions[index] for index in range(len(prompts))]
@@ -88,8 +86,9 @@ def _decode(
     sampling: Sampling,
     max_new_tokens: int,
     stop: set[int],
-) -> Iterator[tuple[int, int, Completion | None]]:
-    """(prompt, token, None) for every new token of these prompts, (prompt, -1, completion) where one ends."""
+    on_token: Callable[[int, int], bool | None] | None,
+) -> dict[int, Completion]:
+    """The completions of the prompts of one chunk, by their places among all."""
     parameter = model.head_weight
     lengths = [len(prompts[index]) for index in chunk]
     context = model.config.max_positions
@@ -98,31 +97,39 @@ def _decode(
     kv = KVCache(model.config, len(chunk), longest, dtype=parameter.dtype, device=parameter.device)
     hidden = _prefill(model, [prompts[index] for index in chunk], kv)  # (B, D)
     generators = sampling.generators(chunk, parameter.device)
+    history = History(
+        [prompts[index] for index in chunk], sampling, model.config.vocab_size, parameter.device
+    )
     positions = torch.tensor(lengths, device=parameter.device)  # (B,): where the next token goes
     written: dict[int, list[int]] = {index: [] for index in chunk}
+    completions: dict[int, Completion] = {}
     live = chunk
     while live:
-        tokens = sample(model.unembed(hidden), sampling, generators)  # (B,)
+        tokens = sample(history.penalise(model.unembed(hidden)), sampling, generators)  # (B,)
+        history.add(tokens)
         kept = []
         for row, (index, token) in enumerate(zip(live, tokens.tolist(), strict=True)):
             if token in stop:
-                yield index, -1, Completion(written[index], "stop", token)
+                completions[index] = Completion(written[index], "stop", token)
                 continue
             written[index].append(token)
-            yield index, token, None
-            if len(written[index]) < budgets[index]:
+            if on_token is not None and on_token(index, token):
+                completions[index] = Completion(written[index], "stop")
+            elif len(written[index]) < budgets[index]:
                 kept.append(row)
             else:
                 reason = "length" if budgets[index] == max_new_tokens else "context"
-                yield index, -1, Completion(written[index], reason)
+                completions[index] = Completion(written[index], reason)
         if len(kept) < len(live):
             live, generators = [live[row] for row in kept], [generators[row] for row in kept]
             rows = torch.tensor(kept, dtype=torch.int64, device=parameter.device)
             tokens, positions = tokens[rows], positions[rows]
             kv.keep(rows)
+            history.keep(rows)
         if live:
             hidden = model(tokens[:, None], positions[:, None], kv=kv)[:, 0]  # (B, D)
             positions = positions + 1
+    return completions
 
 
 def _prefill(model: Transformer, prompts: list[Sequence[int]], kv: KVCache) -> Tensor:

@@ -1,4 +1,4 @@
-"""Choosing the next token: temperature, top-k and top-p as filters on logits, then one draw.
+"""Choosing the next token: penalties for repeating, filters on logits, then one draw.
 
 B rows   V vocabulary
 """
@@ -14,21 +14,34 @@ from tutelage.errors import UserError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How tokens are drawn. The filters apply in the order of the fields, as in transformers."""
+    """How tokens are drawn. Penalties and filters apply in the order of the fields, as in transformers."""
 
+    repetition_penalty: float = 1.0  # above 1 makes tokens of the prompt and the answer less likely; 1 none
+    no_repeat_ngram_size: int = 0  # no run of so many tokens occurs twice, prompt included; 0: no limit
     temperature: float = 1.0  # 0 takes the likeliest token, and the rest has no effect
     top_k: int = 0  # only the k likeliest tokens; 0 all
     top_p: float = 1.0  # only the likeliest tokens that together reach this probability
+    min_p: float = 0.0  # only tokens at least this share as likely as the likeliest; 0 all
     seed: int = 1234
 
     def __post_init__(self) -> None:
         faults = []
+        if not 0 < self.repetition_penalty < float("inf"):
+            faults.append(
+                f"repetition_penalty: was {self.repetition_penalty}, wanted more than 0; 1 changes nothing"
+            )
+        if self.no_repeat_ngram_size < 0:
+            faults.append(
+                f"no_repeat_ngram_size: was {self.no_repeat_ngram_size}, wanted 0 (no limit) or more"
+            )
         if not 0 <= self.temperature < float("inf"):
             faults.append(f"temperature: was {self.temperature}, wanted 0 (greedy) or more")
         if self.top_k < 0:
             faults.append(f"top_k: was {self.top_k}, wanted 0 (no limit) or more")
         if not 0 < self.top_p <= 1:
             faults.append(f"top_p: was {self.top_p}, wanted more than 0 and at most 1 (no limit)")
+        if not 0 <= self.min_p <= 1:
+            faults.append(f"min_p: was {self.min_p}, wanted from 0 (no limit) to 1")
         if faults:
             raise UserError("\n".join(faults))
 
@@ -50,6 +63,10 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
         dropped = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
         dropped[:, -1] = False  # the likeliest stays, however little is asked for
         logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+    if sampling.min_p > 0:
+        probabilities = logits.softmax(-1)
+        least = sampling.min_p * probabilities.amax(-1, keepdim=True)
+        logits = logits.masked_fill(probabilities < least, -torch.inf)
     return logits
 
 

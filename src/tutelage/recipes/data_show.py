@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataShowConfig:
     # Data
-    train_data_paths: tuple[str, ...]  # jsonl:FILE with messages, text:FILE with a document a line
+    train_data_paths: tuple[str, ...]
+    """jsonl:FILE with messages or text, text:FILE, a document a line, document:FILE, local:DIR, hub ids"""
     train_data_splits: tuple[
         str, ...
     ] = ()  # of each path that is a data set of the hub or local:; - for files

@@ -1,6 +1,6 @@
 """From a model, an objective and a loader to a trained model: what all training recipes share."""
 
-import os
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tutelage import dist
+from tutelage.data.batch import Batch
 from tutelage.data.loader import Loader
 from tutelage.errors import Interrupted, UserError
 from tutelage.model.transformer import Transformer
@@ -19,7 +21,7 @@ from tutelage.recipes.optimizing import optimizer_of, schedule_of
 from tutelage.recipes.training import TrainingConfig
 from tutelage.report.metrics import MetricsFile, TensorBoard, WeightsAndBiases, Writer, read_rows
 from tutelage.report.progress import ProgressBar
-from tutelage.train import optim, precision, surgery
+from tutelage.train import optim, parallel, precision, surgery
 from tutelage.train.ema import EMA
 from tutelage.train.evaluate import evaluate
 from tutelage.train.interrupt import Signals
@@ -41,14 +43,9 @@ class Fitted:
 
 
 def device_of(config: TrainingConfig) -> torch.device:
-    """The device that the settings mean; refuses a GPU that is not there, and several processes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "this version trains in one process: every rank would train a copy of its own; "
-            "start it without torchrun, or with --nproc_per_node 1"
-        )
+    """The device that the settings mean, of several GPUs this process's; refuses one that is not there."""
     if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _mine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         device = torch.device(config.device)
     except RuntimeError as error:
@@ -57,7 +54,15 @@ def device_of(config: TrainingConfig) -> torch.device:
         raise UserError("device cuda was asked for, but torch sees no GPU; --device cpu trains without one")
     if device.type == "cpu" and config.attention_impl == "flash":
         raise UserError("attention_impl flash needs a GPU; sdpa is the fast one on CPU")
-    return device
+    return _mine(device)
+
+
+def _mine(device: torch.device) -> torch.device:
+    if device.type != "cuda" or dist.world_size() == 1:
+        return device
+    if device.index is not None:
+        raise UserError(f"device {device} is one GPU for all processes; give --device cuda, and each has one")
+    return torch.device("cuda", dist.local_rank())
 
 
 def total_steps(config: TrainingConfig, loader: Loader) -> int:
@@ -76,13 +81,14 @@ def fit(
     directory: Path,
 ) -> Fitted:
     """Train to the end, or save and raise Interrupted at a signal. Resumes if the settings say so."""
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed + dist.rank())  # of dropout
     steps = total_steps(config, loader)
-    weights = precision.masters(model, config.precision)
     model.attention_impl = config.attention_impl
     surgery.recompute(model, config.selective_ac_ratio)
     if config.compile:
         surgery.compile_blocks(model)
+    several = dist.world_size() > 1
+    weights = (parallel.shard if several else precision.masters)(model, config.precision)
     optimizer = optimizer_of(config, weights)
     schedule = schedule_of(config, steps)
     trainer = Trainer(model, objective, loader, optimizer, schedule, steps=steps, clip=config.clip_grad_norm)
@@ -179,10 +185,11 @@ def _hooks(
         saver.save(trainer.step, {"data": loader.state()})
 
     def stop(trainer: Trainer, metrics: Metrics) -> None:
-        if signals.received is not None:
+        if received := dist.largest(signals.received or 0):
             save(trainer, metrics)
-            bar.say(f"{signals.received.name}: saved at step {trainer.step}; --resume goes on from there")
-            raise Interrupted(signals.received)
+            name = signal.Signals(received).name
+            bar.say(f"{name}: saved at step {trainer.step}; --resume goes on from there")
+            raise Interrupted(received)
 
     def save_last(trainer: Trainer, metrics: Metrics) -> None:
         if trainer.step == trainer.steps:
@@ -209,6 +216,11 @@ def _rehearse(trainer: Trainer, loader: Loader, bar: ProgressBar) -> None:
     """A step on the longest rows, without effect: memory that will not do fails here and not hours later."""
     batches = loader.longest()
     shape = "x".join(map(str, batches[0].tokens.shape))
+    dist.together(lambda: _try(trainer, batches, shape))
+    bar.say(f"dry step on the longest rows ({shape}) done")
+
+
+def _try(trainer: Trainer, batches: list[Batch], shape: str) -> None:
     try:
         trainer.rehearse(batches)
     except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -218,10 +230,11 @@ def _rehearse(trainer: Trainer, loader: Loader, bar: ProgressBar) -> None:
             f"not enough memory for the longest micro-batch ({shape}); lower --micro_batch_size_per_gpu (and "
             "raise --gradient_accum_steps to match), lower --max_seq_len, or raise --selective_ac_ratio"
         ) from error
-    bar.say(f"dry step on the longest rows ({shape}) done")
 
 
 def _writers(config: TrainingConfig, directory: Path, step: int) -> list[Writer]:
+    if dist.rank():
+        return []
     writers: list[Writer] = [
         MetricsFile(directory / "metrics.jsonl", step=step),
         TensorBoard(directory / "tensorboard", step=step),

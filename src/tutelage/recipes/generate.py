@@ -3,17 +3,19 @@
     tutelage generate MODEL --prompt "What is the capital of France?"
     tutelage generate MODEL --input questions.jsonl --output answers.jsonl
     tutelage generate MODEL --raw --prompt "Once upon a time"
+    tutelage generate MODEL --words climb ring messy --stop "The end." --include_stop --stream
 
 MODEL is a Hugging Face directory, a run's --output_dir, a hub id or a GGUF file. A line of a file holds
 {"prompt": "..."} or {"messages": [...]} that end with the user's. Answers are greedy unless --temperature
 is above 0; then each prompt has a seed of its own, and its answer does not depend on the others.
+--words asks a storyteller (`tutelage data build storyteller`) for a story in the words it was trained on.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -36,13 +38,28 @@ class GenerateConfig(InferenceConfig):
     output: Path | None = None  # JSON lines: the input and the answers, instead of standard output
     system: str | None = None  # a system message before every prompt
     raw: bool = False  # take prompts as they are, without the chat template
+    words: tuple[str, ...] = ()  # instead of a prompt: verb, noun and adjective of a story to be told
+    features: tuple[str, ...] = ()  # of that story: Dialogue, BadEnding, MoralValue, Twist, … or own words
     batch_size: int = 16  # prompts side by side
+
+    # Answers
+    stop: tuple[str, ...] = ()  # texts at which an answer ends, besides the model's own end token
+    include_stop: bool = False  # keep the text at which an answer ended, such as a story's "The end."
+    stream: bool = False  # print the answer while it is written; for a single prompt
 
     def __post_init__(self) -> None:
         InferenceConfig.__post_init__(self)
         problems = []
-        if bool(self.prompt) == (self.input is not None):
-            problems.append("give either prompt or input")
+        if [bool(self.prompt), self.input is not None, bool(self.words)].count(True) != 1:
+            problems.append("give one of prompt, input and words")
+        if self.features and not self.words:
+            problems.append("features are those of a story, so give its words too")
+        if self.words and self.raw:
+            problems.append("words make a prompt for the chat template, and raw prompts have none")
+        if not all(self.stop):
+            problems.append("stop holds an empty text, which is everywhere")
+        if self.stream and (self.input is not None or self.output is not None or len(self.prompt) > 1):
+            problems.append("stream prints the answer to a single prompt, without input and output")
         if self.raw and (self.system is not None or self.template_config is not None):
             problems.append(
                 "raw prompts have no template, so system and template_config have no place in them"
@@ -63,6 +80,33 @@ class _Request:
     tokens: list[int]
 
 
+class _Answer:
+    """The text of one completion, which ends at a stop string and is printed at once if it is streamed."""
+
+    def __init__(self, config: GenerateConfig, tokenizer: Tokenizer) -> None:
+        from tutelage.text.stop import StoppedText
+
+        self._text = StoppedText(tokenizer, config.stop, included=config.include_stop)
+        self._streamed = config.stream
+        self._pieces: list[str] = []
+
+    def push(self, token: int) -> bool:
+        """Whether the answer ends with this token."""
+        self._take(self._text.push(token))
+        return self._text.ended
+
+    def finish(self) -> str:
+        """All of the text that is not printed yet."""
+        self._take(self._text.flush())
+        return "".join(self._pieces)
+
+    def _take(self, piece: str) -> None:
+        if self._streamed:
+            print(piece, end="", flush=True)
+        else:
+            self._pieces.append(piece)
+
+
 def run(config: GenerateConfig) -> None:
     """Check every prompt, then load the weights, then answer batch by batch."""
     from tutelage.infer.chat import stop_tokens
@@ -75,21 +119,29 @@ def run(config: GenerateConfig) -> None:
     sampling, stop = sampling_of(config), stop_tokens(model, tokenizer, template)
     for start in range(0, len(requests), config.batch_size):
         batch = requests[start : start + config.batch_size]
+        answers = [_Answer(config, tokenizer) for _ in batch]
         completions = generate(
             model,
             [request.tokens for request in batch],
             replace(sampling, seed=sampling.seed + start),  # so that the batch size changes no answer
             max_new_tokens=config.max_new_tokens,
             stop=stop,
+            on_token=_pusher(answers) if config.stop or config.stream else None,
             rows=config.batch_size,
         )
-        for request, completion in zip(batch, completions, strict=True):
-            text = tokenizer.decode(completion.tokens)
+        for request, answer, completion in zip(batch, answers, completions, strict=True):
+            watched = config.stop or config.stream
+            text = answer.finish() if watched else tokenizer.decode(completion.tokens)
             line = text if output is None else json.dumps(_answered(request.record, text), ensure_ascii=False)
             print(line, file=output or sys.stdout, flush=True)
     if output is not None:
         output.close()
         print(f"{config.output}: {len(requests)} answers", file=sys.stderr)
+
+
+def _pusher(answers: list[_Answer]) -> Callable[[int, int], bool]:
+    """Gives a token of a prompt to its answer."""
+    return lambda place, token: answers[place].push(token)
 
 
 def _requests(config: GenerateConfig, tokenizer: Tokenizer, template: Template | None) -> list[_Request]:
@@ -126,9 +178,10 @@ def _requests(config: GenerateConfig, tokenizer: Tokenizer, template: Template |
 def _records(config: GenerateConfig, faults: list[str]) -> Iterator[tuple[str, Any]]:
     """(where it stands, record) for every prompt, in order; lines that are no JSON go to `faults`."""
     if config.input is None:
-        yield from (
-            (f"prompt {number}", {"prompt": text}) for number, text in enumerate(config.prompt, start=1)
-        )
+        from tutelage.data.storyteller import story_prompt
+
+        prompts = [story_prompt(config.words, config.features)] if config.words else config.prompt
+        yield from ((f"prompt {number}", {"prompt": text}) for number, text in enumerate(prompts, start=1))
         return
     try:
         lines = config.input.read_bytes().split(b"\n")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from tutelage import dist
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
 from tutelage.recipes.fitting import Fitted
@@ -37,6 +38,8 @@ def hand_over(
         dtype=stored_dtype(precision),
         probes=[_probe(question, tokenizer, template) for question in _QUESTIONS],
     )
+    if dist.rank():
+        return
     tokenizer.save(target, chat_template=None if template is None else template.export_jinja(tokenizer))
     facts = {
         "parameters": f"{config.n_parameters:,}",

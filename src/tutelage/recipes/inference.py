@@ -22,7 +22,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceConfig:
     # Model
-    ckpt_paths: tuple[str, ...]  # an HF directory, a run's --output_dir, a hub id or a .gguf file
+    ckpt_paths: tuple[str, ...]  # an HF directory, a run's --output_dir, a hub id, a .gguf or llama2.c file
+    tokenizer: str | None = None  # directory or tokenizer.bin of the tokenizer; default: the model's own
     template_config: str | None = None  # chat template: a built-in name or a file; default: the model's own
     precision: Precision = "auto"  # of weights and arithmetic; auto: as stored, but never fp16 on CPU
     device: str = "auto"  # cuda, cpu, or auto: cuda where there is one
@@ -31,6 +32,9 @@ class InferenceConfig:
     temperature: float = 0.0  # 0: always the likeliest token
     top_k: int = 0  # draw among the k likeliest tokens only; 0: among all
     top_p: float = 1.0  # draw among the likeliest tokens that together have this probability
+    min_p: float = 0.0  # draw among tokens at least this share as likely as the likeliest; 0: all
+    repetition_penalty: float = 1.0  # above 1: tokens of the prompt and the answer become less likely
+    no_repeat_ngram_size: int = 0  # no run of so many tokens occurs twice; 0: no limit
     max_new_tokens: int = 512
     seed: int = 1234
 
@@ -44,6 +48,14 @@ class InferenceConfig:
             problems.append(f"top_k is {self.top_k}, must be 0 (no limit) or more")
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p is {self.top_p}, must be above 0 and at most 1 (no limit)")
+        if not 0 <= self.min_p <= 1:
+            problems.append(f"min_p is {self.min_p}, must be from 0 (no limit) to 1")
+        if not 0 < self.repetition_penalty < float("inf"):
+            problems.append(f"repetition_penalty is {self.repetition_penalty}, must be above 0; 1: none")
+        if self.no_repeat_ngram_size < 0:
+            problems.append(
+                f"no_repeat_ngram_size is {self.no_repeat_ngram_size}, must be 0 (no limit) or more"
+            )
         if self.max_new_tokens < 1:
             problems.append(f"max_new_tokens is {self.max_new_tokens}, must be at least 1")
         if problems:
@@ -54,7 +66,15 @@ def sampling_of(config: InferenceConfig) -> Sampling:
     """The sampler that the settings describe."""
     from tutelage.infer.sampling import Sampling
 
-    return Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, seed=config.seed)
+    return Sampling(
+        repetition_penalty=config.repetition_penalty,
+        no_repeat_ngram_size=config.no_repeat_ngram_size,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
+        seed=config.seed,
+    )
 
 
 def model_path(name: str) -> Path:
@@ -73,7 +93,7 @@ def load_text(config: InferenceConfig, *, raw: bool = False) -> tuple[Tokenizer,
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.text.template import Template
 
-    tokenizer = load_tokenizer(model_path(config.ckpt_paths[0]))
+    tokenizer = load_tokenizer(config.tokenizer or model_path(config.ckpt_paths[0]))
     if raw:
         return tokenizer, None
     name = config.template_config

@@ -30,8 +30,9 @@ _PREVIEWED = 64  # rows of shards that the preview is drawn from
 
 
 def say(text: str) -> None:
-    """A line for the person who watches; standard output belongs to results."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for the person who watches, from one process; standard output belongs to results."""
+    if dist.rank() == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
 def text_of(model: Path, template_config: str | None) -> tuple[Tokenizer, Template]:
@@ -102,12 +103,12 @@ def loaders(
             epochs=None if training else 1,
         )
 
-    store = read(config.train_data_paths, config.train_num_samples, "train")
+    store = dist.rank_zero_first(lambda: read(config.train_data_paths, config.train_num_samples, "train"))
     _preview(config, store, tokenizer)
     training = batched(store, training=True)
     if not config.val_data_paths:
         return training, None
-    held_out = read(config.val_data_paths, config.val_num_samples, "val")
+    held_out = dist.rank_zero_first(lambda: read(config.val_data_paths, config.val_num_samples, "val"))
     return training, batched(held_out, training=False)
 
 

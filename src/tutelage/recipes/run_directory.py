@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tutelage import dist
 from tutelage.config import dump
 from tutelage.errors import UserError
 
@@ -18,6 +19,10 @@ _PARTS = ("config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "model",
 
 def open_run(config: Any, stage: str) -> Path:
     """Make OUT and write OUT/config.yaml, which reruns the run; refuse to write over another run unasked."""
+    return dist.by_rank_zero(lambda: _open(config, stage))
+
+
+def _open(config: Any, stage: str) -> Path:
     directory: Path = config.output_dir
     found = [part for part in _PARTS if (directory / part).exists()]
     if found and config.overwrite:

@@ -13,9 +13,8 @@ class TrainingConfig:
     default_warmup: ClassVar[int] = 0
 
     # Data
-    train_data_paths: tuple[
-        str, ...
-    ]  # jsonl:FILE with messages, text:FILE with a document a line, local:DIR, hub ids
+    train_data_paths: tuple[str, ...]
+    """jsonl:FILE with messages or text, text:FILE, a document a line, document:FILE, local:DIR, hub ids"""
     val_data_paths: tuple[str, ...] = ()  # held-out data of the same kinds; none: no validation
     train_data_splits: tuple[
         str, ...

@@ -17,6 +17,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from tutelage import dist
+
 LINE_EVERY = 10  # seconds, where there is no terminal for a bar
 STEADINESS = 0.9  # of the moving average of the rate: a single slow step does not shake the time left
 
@@ -25,7 +27,7 @@ class ProgressBar:
     """Shows a run's steps on standard error; without a terminal every `print_freq`-th, as a line."""
 
     def __init__(self, *, steps: int, done: int = 0, print_freq: int = 1, console: Console | None = None):
-        self.console = console or Console(file=sys.stderr)
+        self.console = console or Console(file=sys.stderr, quiet=dist.rank() > 0)
         self.steps = steps
         self.print_freq = max(print_freq, 1)
         self._rate = 0.0  # tokens per second

@@ -15,7 +15,7 @@ def message_faults(messages: Any, *, answered: bool = True) -> str | None:
 
     With `answered=False` it may be a prompt, in which the assistant has said nothing yet."""
     if not isinstance(messages, (list, tuple)):
-        return f"messages is {_kind(messages)}, not a list"
+        return f"messages is {kind_of(messages)}, not a list"
     if not messages:
         return "messages is empty"
     for number, message in enumerate(messages, start=1):
@@ -27,13 +27,13 @@ def message_faults(messages: Any, *, answered: bool = True) -> str | None:
 
 def _fault_of_one(message: Any) -> str | None:
     if not isinstance(message, dict):
-        return f"is {_kind(message)}, not an object with role and content"
+        return f"is {kind_of(message)}, not an object with role and content"
     for key in ("role", "content"):
         if key not in message:
             return f"has no {key}"
         if not isinstance(message[key], str):
-            return f"has a {key} that is {_kind(message[key])}, not a string"
-        if not message[key].isascii() and _SURROGATE.search(message[key]):
+            return f"has a {key} that is {kind_of(message[key])}, not a string"
+        if has_half_character(message[key]):
             return f"has a {key} with half a surrogate pair, which is no character"
     if message["role"] not in MESSAGE_ROLES:
         return f"has the unknown role {message['role']!r}; roles are {', '.join(MESSAGE_ROLES)}"
@@ -64,7 +64,12 @@ def with_article(role: str) -> str:
     return f"an {role}" if role == "assistant" else f"a {role}"
 
 
-def _kind(value: Any) -> str:
+def has_half_character(text: str) -> bool:
+    """Whether a text has half a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    return not text.isascii() and _SURROGATE.search(text) is not None
+
+
+def kind_of(value: Any) -> str:
     """A value's type as JSON calls it."""
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number"}
     names |= {str: "a string", list: "a list", dict: "an object"}

@@ -115,11 +115,13 @@ class Template:
     def _turn(self, message: dict[str, str], *, first: bool, last: bool, system: str | None) -> list[Piece]:
         turn, role = self.file.turns[message["role"]], ROLE_IDS[message["role"]]
         content = message["content"].strip() if turn.strip else message["content"]
-        body = [Piece(turn.lead + content, role, turn.learned)]
+        lead, body = turn.lead, [Piece(content, role, turn.learned)]
         if system is not None:
-            body = [Piece(turn.lead + system, ROLE_IDS["system"]), Piece(content, role, turn.learned)]
+            opener = ROLE_IDS["system"]
+            lead = tuple(piece._replace(role=opener, learned=False) for piece in lead)
+            body = [Piece(system, opener), *body]
         opening, closing = turn.open if first else (), turn.close if last else ()
-        return [*opening, *turn.start, *body, *turn.end, *turn.after, *closing]
+        return [*opening, *turn.start, *lead, *body, *turn.end, *turn.after, *closing]
 
     def _with_default_system(self, messages: Messages) -> Messages:
         if self.file.default_system is None or messages[0]["role"] == "system":

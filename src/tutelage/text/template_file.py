@@ -21,7 +21,7 @@ class Turn:
     """What a template writes around the messages of one role."""
 
     start: tuple[Piece, ...]  # the header
-    lead: str  # opens the message itself: has its role, and is learned with it
+    lead: tuple[Piece, ...]  # opens the message itself: has its role, and is learned with it
     end: tuple[Piece, ...]  # closes the message: has its role, and is learned with it
     after: tuple[Piece, ...]
     open: tuple[Piece, ...]  # before the first of several messages of this role in a row
@@ -131,11 +131,9 @@ class _Reader:
     def _turn(self, section: dict[str, Any], role: str, learned: bool) -> Turn:
         self._check(section, _TURN_KEYS | (_RUN_KEYS if role == "tool" else {}), f"{role}.")
         texts = {key: section.get(key, "") for key in ("start", "lead", "end", "after", "open", "close")}
-        if self.control.search(texts["lead"]):
-            raise UserError(f"{self.path}: {role}.lead holds a control token; put it into {role}.start")
-        own = self._pieces(texts["end"], ROLE_IDS[role], learned)
+        own = {key: self._pieces(texts[key], ROLE_IDS[role], learned) for key in ("lead", "end")}
         around = {key: self._pieces(texts[key]) for key in ("start", "after", "open", "close")}
-        return Turn(lead=texts["lead"], end=own, strip=section.get("strip", False), learned=learned, **around)
+        return Turn(strip=section.get("strip", False), learned=learned, **own, **around)
 
     def _into(self, section: dict[str, Any]) -> str:
         self._check(section, _INTO_KEYS, "system.")
@@ -145,7 +143,7 @@ class _Reader:
 
     def _reply(self, parts: list[str], assistant: Turn) -> tuple[Piece, ...]:
         self._among(parts, ("start", "lead"), "reply")
-        lead = (Piece(assistant.lead, ROLE_IDS["assistant"]),) if assistant.lead and "lead" in parts else ()
+        lead = tuple(piece._replace(learned=False) for piece in assistant.lead) if "lead" in parts else ()
         return (assistant.start if "start" in parts else ()) + lead
 
     def _pieces(self, text: str, role: int = OTHER, learned: bool = False) -> tuple[Piece, ...]:

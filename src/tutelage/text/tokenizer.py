@@ -12,6 +12,7 @@ import tokenizers
 
 from tutelage.errors import UserError
 from tutelage.text.pieces import Encoded, Piece
+from tutelage.text.sentencepiece_model import tokenizer_json
 from tutelage.text.special_tokens import (
     LISTED,
     NAMED,
@@ -28,11 +29,14 @@ _BATCH = 4096  # conversations given to the library at once: enough for its thre
 
 
 class Tokenizer:
-    """`source` is the text of a tokenizer.json, `settings` what tokenizer_config.json says."""
+    """`source` is the text of a tokenizer.json, `settings` what tokenizer_config.json says.
 
-    def __init__(self, source: str, settings: dict[str, Any]) -> None:
+    `sentencepiece` is the tokenizer.model that it was made of, if any; it is only kept, for `save`."""
+
+    def __init__(self, source: str, settings: dict[str, Any], sentencepiece: bytes | None = None) -> None:
         self.source = source
         self.settings = settings
+        self.sentencepiece = sentencepiece
         vocabulary = json.loads(source)
         complete(vocabulary, settings)
         self.control = control_tokens(vocabulary)
@@ -52,22 +56,41 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: Path) -> "Tokenizer":
-        """The tokenizer of an HF directory."""
+        """The tokenizer of an HF directory: its tokenizer.json, or else its SentencePiece tokenizer.model."""
         directory = Path(directory)
-        path = directory / "tokenizer.json"
+        path, model = directory / "tokenizer.json", directory / "tokenizer.model"
+        if not path.is_file() and model.is_file():
+            return cls.of_sentencepiece(model)
         if not path.is_file():
             raise UserError(
-                f"{directory} has no tokenizer.json; "
+                f"{directory} has no tokenizer.json and no tokenizer.model; "
                 "save one there with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             )
         settings = read_settings(directory)
         try:
-            return cls(path.read_text(encoding="utf-8"), settings)
+            sentencepiece = model.read_bytes() if model.is_file() else None
+            return cls(path.read_text(encoding="utf-8"), settings, sentencepiece)
         except Exception as error:  # the library raises plain Exception for what it cannot read
             raise UserError(f"{path} is not a tokenizer that can be read: {error}") from error
 
-    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str, dict[str, Any]]]:
-        return Tokenizer, (self.source, self.settings)  # the library's object is rebuilt in each process
+    @classmethod
+    def of_sentencepiece(cls, path: Path) -> "Tokenizer":
+        """The tokenizer of a SentencePiece model, with what the settings files beside it say."""
+        content, settings = path.read_bytes(), read_settings(path.parent)
+        try:
+            made, named = tokenizer_json(content)
+        except ValueError as error:
+            raise UserError(
+                f"{path} cannot be used: {error}; save a tokenizer.json beside it with transformers' "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            ) from error
+        # transformers reads what is made here with the class named here, not with the one once named there
+        settings = {**named, **settings, "tokenizer_class": named["tokenizer_class"]}
+        return cls(json.dumps(made, ensure_ascii=False), settings, content)
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str, dict[str, Any], bytes | None]]:
+        # the library's object is rebuilt in each process
+        return Tokenizer, (self.source, self.settings, self.sentencepiece)
 
     def encode(self, text: str) -> list[int]:
         """The tokens of plain text: never a control token, whatever the text says; no BOS, no EOS."""
@@ -112,6 +135,8 @@ class Tokenizer:
             settings["chat_template"] = chat_template
         named = {name: self.settings[name] for name in (*NAMED, *LISTED) if self.settings.get(name)}
         (directory / "tokenizer.json").write_text(self.source, encoding="utf-8")
+        if self.sentencepiece is not None:
+            (directory / "tokenizer.model").write_bytes(self.sentencepiece)
         for name, content in (("tokenizer_config.json", settings), ("special_tokens_map.json", named)):
             text = json.dumps(content, indent=2, ensure_ascii=False)
             (directory / name).write_text(text + "\n", encoding="utf-8")

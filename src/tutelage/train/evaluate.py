@@ -9,6 +9,7 @@ import torch
 from tutelage import dist
 from tutelage.data.batch import Batch
 from tutelage.objectives.base import Objective
+from tutelage.train.parallel import reshard
 
 
 @torch.no_grad()
@@ -23,6 +24,7 @@ def evaluate(model: Any, objective: Objective, steps: Iterable[list[Batch]]) -> 
         for name, value in {"loss": loss.total, "weight": loss.weight, **loss.metrics}.items():
             sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=device)) + value.double()
     model.train(was_training)
+    reshard(model)
     reduced = dist.all_reduce_sum(torch.stack(list(sums.values()))).tolist()
     totals = dict(zip(sums, reduced, strict=True))
     weight = totals.pop("weight") or 1.0

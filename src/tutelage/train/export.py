@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tutelage import dist
 from tutelage.checkpoint.hf import load_model, save_model
 from tutelage.errors import UserError
 from tutelage.infer.engine import generate
 from tutelage.infer.sampling import Sampling
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
+from tutelage.train.parallel import reshard, whole
 
 TOLERANCE = 1e-3  # of logits; the same weights in the same arithmetic differ by 0
 
@@ -54,21 +56,30 @@ def export(
             f"the trained model gives logits that are no numbers, so {directory} was not written; "
             "lower --lr or raise --warmup_steps and start anew with --overwrite"
         )
-    save_model(weights, config, directory, dtype=dtype)
-    reloaded = load_model(directory, dtype=dtype, device=next(model.parameters()).device)
-    reloaded.attention_impl = model.attention_impl
-    reloaded.eval()
-    worst = [
-        (logits - _logits(reloaded, probe)).abs().max() for logits, probe in zip(live, probes, strict=True)
-    ]
-    error = float(torch.stack(worst).max())  # NaN if any is; Python's max would lose it
     stop = set(config.eos)  # for both: fine-tuning may have given the files more of them
-    texts = [_greedy(which, probes, new_tokens, stop) for which in (model, reloaded)]
-    gate = Gate(error, texts[0] == texts[1], sum(map(len, probes)))
+    live_text = _greedy(model, probes, new_tokens, stop)
+    reshard(model)
+    weights = whole(weights)
+
+    def write_and_compare() -> Gate:
+        save_model(weights, config, directory, dtype=dtype)
+        reloaded = load_model(directory, dtype=dtype, device=live[0].device)
+        reloaded.attention_impl = model.attention_impl
+        reloaded.eval()
+        worst = [
+            (logits - _logits(reloaded, probe)).abs().max()
+            for logits, probe in zip(live, probes, strict=True)
+        ]
+        error = float(torch.stack(worst).max())  # NaN if any is; Python's max would lose it
+        equal = _greedy(reloaded, probes, new_tokens, stop) == live_text
+        return Gate(error, equal, sum(map(len, probes)))
+
+    gate = dist.by_rank_zero(write_and_compare)
     if not gate.passed:
         raise RuntimeError(
-            f"{directory} does not reproduce the model that was trained: logits differ by {error:.3g}, "
-            f"greedy text is {'equal' if gate.greedy_equal else 'different'}; do not use it"
+            f"{directory} does not reproduce the model that was trained: logits differ by "
+            f"{gate.logit_error:.3g}, greedy text is {'equal' if gate.greedy_equal else 'different'}; do not "
+            "use it"
         )
     return gate
 
@@ -91,7 +102,7 @@ def model_card(
 
 @torch.inference_mode()
 def _logits(model: Transformer, tokens: list[int]) -> Tensor:
-    row = torch.tensor([tokens], device=model.head_weight.device)
+    row = torch.tensor([tokens], device=next(model.parameters()).device)
     return model.unembed(model(row, torch.arange(row.shape[1], device=row.device)[None]))
 
 

@@ -4,6 +4,8 @@ import signal
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
+from tutelage import dist
+
 
 class Signals:
     """While open, the first SIGINT or SIGTERM is noted in `received`; a second ends the process at once."""
@@ -23,7 +25,11 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
+        again, self.received = self.received is not None, signal.Signals(number)
+        if dist.launched() > 1:  # torchrun sends it too, after the terminal has, and waits for 30 seconds
+            if not again:
+                self._say(self.received)
+            return
         # Not what they were before: a shell lets commands in the background ignore Ctrl-C.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -14,9 +14,14 @@ def load_dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16_pure" else torch.float32
 
 
+def compute_dtype(precision: Precision) -> torch.dtype:
+    """In which dtype the model computes."""
+    return torch.float32 if precision == "fp32" else torch.bfloat16
+
+
 def stored_dtype(precision: Precision) -> torch.dtype:
     """In which dtype the result is stored: the one the model computes in."""
-    return torch.float32 if precision == "fp32" else torch.bfloat16
+    return compute_dtype(precision)
 
 
 def masters(model: nn.Module, precision: Precision) -> dict[str, nn.Parameter]:

@@ -57,22 +57,35 @@ class Saver:
         """
         final = self.directory / f"step-{step:07d}"
         aside = self.directory / f".writing-{final.name}"
-        if _whole(final):  # resumed and interrupted before another step: nothing has changed
+        if dist.by_rank_zero(lambda: _whole(final)):  # resumed and interrupted before another step
             return final
-        try:
+
+        def make_room() -> None:
             shutil.rmtree(final, ignore_errors=True)
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-            _save_tensors(self._tensors(), aside)
+
+        def finish() -> None:
             (aside / "state.json").write_text(json.dumps({"step": step, **state}))
             _seal(aside)
             aside.rename(final)
             _sync(self.directory)
-        except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+
+        def unless_full(work: Callable[[], None]) -> None:
+            try:
+                work()
+            except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+                if not is_full(error):
+                    raise
+                raise self.full_disk(f"the checkpoint of step {step}") from error
+
+        try:
+            dist.by_rank_zero(lambda: unless_full(make_room))
+            dist.together(lambda: unless_full(lambda: _save_tensors(self._tensors(), aside)))
+            dist.by_rank_zero(lambda: unless_full(finish))
+        except Exception:
             shutil.rmtree(aside, ignore_errors=True)
-            if not is_full(error):
-                raise
-            raise self.full_disk(f"the checkpoint of step {step}") from error
+            raise
         self._crowded = True
         return final
 
@@ -92,13 +105,14 @@ class Saver:
         stored = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
         tensors = {name: tensor for name, tensor in tensors.items() if name in stored}
         try:
-            _unwrapped(lambda: load(tensors, checkpoint_id=checkpoint, no_dist=True))
+            _unwrapped(lambda: load(tensors, checkpoint_id=checkpoint, no_dist=dist.world_size() == 1))
         except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(
                 f"{checkpoint} is damaged and cannot be read; remove it and run the same command with "
                 "--resume, which goes on from the one before if there is one"
             ) from error
-        torch.set_rng_state(tensors[f"random.cpu.{dist.rank()}"])
+        if f"random.cpu.{dist.rank()}" in tensors:  # not where there are more processes than there were
+            torch.set_rng_state(tensors[f"random.cpu.{dist.rank()}"])
         if f"random.cuda.{dist.rank()}" in tensors:  # not where a run moves from or to a GPU
             torch.cuda.set_rng_state(tensors[f"random.cuda.{dist.rank()}"])
         return read_state(checkpoint)
@@ -116,7 +130,7 @@ class Saver:
 
     def prune(self) -> None:
         """Remove all but the newest `keep`. Called a step later than `save`: that step proves them good."""
-        if not self._crowded:
+        if not self._crowded or dist.rank():
             return
         self._crowded = False
         for old in complete(self.directory)[: -self.keep or None] if self.keep else []:
@@ -186,7 +200,7 @@ def _whole(path: Path) -> bool:
 
 def _save_tensors(tensors: dict[str, Tensor], directory: Path) -> None:
     writer = FileSystemWriter(directory, single_file_per_rank=True, sync_files=True)
-    _unwrapped(lambda: save(tensors, storage_writer=writer, no_dist=True))
+    _unwrapped(lambda: save(tensors, storage_writer=writer, no_dist=dist.world_size() == 1))
 
 
 def _unwrapped(call: Callable[[], object]) -> None:

@@ -1,0 +1,109 @@
+"""The tokenizer.bin of llama2.c, read and written: the pieces of a SentencePiece vocabulary and their scores.
+
+run.c takes it for granted that <unk>, BOS and EOS come first and the 256 bytes after them, and that a space
+stands before every text.
+"""
+
+import json
+import os
+import struct
+from pathlib import Path
+
+from tutelage.checkpoint.gguf_file import Header
+from tutelage.checkpoint.gguf_tokenizer import Kind, tokenizer_parts
+from tutelage.errors import UserError
+from tutelage.text.special_tokens import model_ids
+from tutelage.text.tokenizer import Tokenizer
+
+_UNK, _BOS, _EOS, _FIRST_BYTE = 0, 1, 2, 3
+_WRITTEN = {_BOS: "\n<s>\n", _EOS: "\n</s>\n"}  # as llama2.c's own exporter writes them
+_SPACE = "\u2581"  # how SentencePiece writes a space
+_NEVER = -1e10  # the score below which run.c merges nothing
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def read_tokenizer_bin(path: Path) -> Tokenizer:
+    """The tokenizer in a tokenizer.bin."""
+    pieces, scores = _entries(path)
+    if len(pieces) < _FIRST_BYTE + len(_BYTES):
+        raise UserError(
+            f"{path} holds {len(pieces)} tokens; <unk>, BOS, EOS and 256 bytes alone are "
+            f"{_FIRST_BYTE + len(_BYTES)}"
+        )
+    tokens = ["<unk>", "<s>", "</s>", *_BYTES]
+    kinds = [Kind.UNKNOWN, Kind.CONTROL, Kind.CONTROL, *[Kind.BYTE] * len(_BYTES)]
+    tokens += [piece.replace(" ", _SPACE) for piece in pieces[len(tokens) :]]
+    kinds += [Kind.NORMAL] * (len(tokens) - len(kinds))
+    settings = {
+        "model": "llama",
+        "tokens": tokens,
+        "scores": scores,
+        "token_type": kinds,
+        "unknown_token_id": _UNK,
+        "bos_token_id": _BOS,
+        "eos_token_id": _EOS,
+    }
+    as_gguf = Header(path, {f"tokenizer.ggml.{key}": value for key, value in settings.items()}, {})
+    tokenizer_json, config = tokenizer_parts(as_gguf)
+    return Tokenizer(json.dumps(tokenizer_json, ensure_ascii=False), config)
+
+
+def write_tokenizer_bin(tokenizer: Tokenizer, path: Path, *, vocab_size: int) -> None:
+    """Write a tokenizer.bin with `vocab_size` entries, as many as the model has; UserError if none can be."""
+    vocabulary = json.loads(tokenizer.source)
+    _check(tokenizer, vocabulary["model"], vocab_size)
+    texts = {token: piece for piece, token in model_ids(vocabulary).items()}
+    texts |= {token["id"]: token["content"] for token in vocabulary["added_tokens"]}
+    scores: dict[str, float] = {}
+    for rank, merge in enumerate(vocabulary["model"]["merges"]):
+        piece = "".join(merge.split(" ", 1) if isinstance(merge, str) else merge)
+        scores.setdefault(piece, float(-rank))
+    control = set(tokenizer.control.values())
+    entries = []
+    for token in range(vocab_size):
+        text = texts.get(token, f"<unused {token}>")
+        score = _NEVER if token in control else scores.get(text, _NEVER)
+        entries.append((score, _WRITTEN.get(token, text.replace(_SPACE, " ")).encode()))
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(struct.pack("<I", max(len(text) for _, text in entries)))
+        for score, text in entries:
+            file.write(struct.pack("<fI", score, len(text)) + text)
+    os.replace(partial, path)
+
+
+def _check(tokenizer: Tokenizer, model: dict, vocab_size: int) -> None:
+    remedy = "train such a vocabulary with SentencePiece before the model, or export to another format"
+    ids = model_ids({"model": model})
+    if model["type"] != "BPE" or [ids.get(name) for name in _BYTES] != list(range(3, 259)):
+        raise UserError(
+            "llama2.c's program needs a SentencePiece vocabulary, BPE with the 256 bytes at ids 3 to 258; "
+            f"this tokenizer has another; {remedy}"
+        )
+    if (tokenizer.bos, tokenizer.eos) != (_BOS, _EOS):
+        raise UserError(
+            "llama2.c's program needs BOS at id 1 and EOS at id 2; this tokenizer has them at "
+            f"{tokenizer.bos} and {tokenizer.eos}; {remedy}"
+        )
+    if not tokenizer.token_text(tokenizer.encode("a")[0]).startswith(_SPACE):
+        raise UserError(
+            f"llama2.c's program puts a space before every text, and this tokenizer does not; {remedy}"
+        )
+    if tokenizer.size > vocab_size:
+        raise UserError(f"the tokenizer has {tokenizer.size} tokens and the model only {vocab_size}")
+
+
+def _entries(path: Path) -> tuple[list[str], list[float]]:
+    """Pieces and scores, in order."""
+    raw = path.read_bytes()
+    pieces, scores, place = [], [], 4  # after the length of the longest
+    try:
+        while place < len(raw):
+            score, size = struct.unpack_from("<fI", raw, place)
+            (text,) = struct.unpack_from(f"{size}s", raw, place + 8)
+            pieces.append(text.decode())
+            scores.append(score)
+            place += 8 + size
+    except (struct.error, UnicodeDecodeError, OverflowError) as error:
+        raise UserError(f"{path} is truncated or not a tokenizer.bin of llama2.c ({error})") from error
+    return pieces, scores

@@ -1,0 +1,84 @@
+"""The texts of data files, for commands that look at nothing else: lines, records, what messages say."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tutelage.data.read import Rows
+
+
+def choose(
+    paths: Sequence[str],
+    *,
+    splits: Sequence[str],
+    num_samples: Sequence[float],
+    skip_bad_rows: bool,
+    cache_dir: Path | None,
+    flags: str,
+) -> list[Rows]:
+    """The rows to read of each path; bad ones are refused, or skipped aloud.
+
+    `flags` is what the names of the flags begin with: --train_, say."""
+    from tutelage.data.read import Faults, parse_sources, scan
+    from tutelage.data.saved import as_files
+
+    files = as_files(paths, splits, cache_dir=cache_dir, log=say, flag=f"{flags}data_splits")
+    faults, chosen = Faults(), []
+    for source, amount in zip(parse_sources(files), num_samples or (-1.0,) * len(files), strict=True):
+        rows = scan(source)
+        faults.extend(rows.faults)
+        chosen.append((rows, amount))
+    if faults.count and skip_bad_rows:
+        say(f"{faults.count:,} bad rows skipped, the first of them {faults.named[0]}")
+    elif faults.count:
+        faults.refuse()
+    return [rows.sample(amount, f"{flags}num_samples") for rows, amount in chosen]
+
+
+def sample_bytes(chosen: list[Rows], limit: int) -> list[Rows]:
+    """The rows, or where they have more than about `limit` bytes of text a sample of so many, aloud."""
+    size = sum(map(_bytes_of, chosen))
+    if size <= limit:
+        return chosen
+    share = limit / size
+    say(
+        f"learning from {share:.1%} of the rows, drawn by chance: they have about {size:,.0f} bytes of "
+        f"text, and --max_train_bytes is {limit:,}"
+    )
+    return [rows.sample(max(share, 1 / len(rows))) for rows in chosen]
+
+
+def texts(chosen: Sequence[Rows]) -> Iterator[str]:
+    """Every text, and what every message of a conversation says."""
+    for _, text in placed_texts(chosen):
+        yield text
+
+
+def placed_texts(chosen: Sequence[Rows]) -> Iterator[tuple[str, str]]:
+    """(`file:line`, text) of what `texts` gives."""
+    from tutelage.data.read import load_rows
+
+    for rows in chosen:
+        for line, row in zip(rows.lines, load_rows(rows.source, rows.offsets), strict=True):
+            place = f"{rows.source.path}:{line}"
+            if isinstance(row, str):
+                yield place, row
+            else:
+                yield from ((place, message["content"]) for message in row)
+
+
+def _bytes_of(rows: Rows) -> float:
+    """About how many bytes of text the rows have, judged by a thousand of them."""
+    from dataclasses import replace
+
+    step = -(-len(rows) // 1000)
+    some = replace(rows, lines=rows.lines[::step], offsets=rows.offsets[::step])
+    return sum(len(text.encode()) for text in texts([some])) * len(rows) / len(some)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)

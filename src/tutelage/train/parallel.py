@@ -1,0 +1,50 @@
+"""A model over several processes: FSDP2, which keeps a share of every weight, gradient and state on each."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from tutelage import dist
+from tutelage.errors import UserError
+from tutelage.model.transformer import Transformer
+from tutelage.train.precision import Precision, compute_dtype
+
+
+def shard(model: Transformer, precision: Precision) -> dict[str, nn.Parameter]:
+    """Shard the model block by block and return what the optimizer trains, by name: float32 master shards.
+
+    Gradients are summed over processes in float32, never averaged: the Trainer divides once.
+    (bf16_pure has no masters: shards are bfloat16.)
+    """
+    if not all(p.requires_grad for p in model.parameters()):
+        raise UserError("several processes cannot train a model of which parts are frozen yet; use one")
+    if precision == "bf16_pure":
+        model.bfloat16()
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype(precision), reduce_dtype=torch.float32)
+    for block in model.model.layers:
+        fully_shard(block, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    return dict(model.named_parameters())
+
+
+def reshard(model: nn.Module) -> None:
+    """Forget gathered weights, so that the next forward pass gathers them as they are now."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
+def whole(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, gathered from all processes one after another: all must call this; empty but on rank 0."""
+    gathered = {}
+    for name, weight in weights.items():
+        full = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        if dist.rank() == 0:
+            gathered[name] = full.detach().cpu() if dist.world_size() > 1 else full.detach()
+    return gathered

@@ -93,7 +93,17 @@ def test_conversations_are_no_text(tmp_path):
     path = tmp_path / "a.jsonl"
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     path.write_text(json.dumps({"messages": messages}) + "\n")
-    assert "a conversation" in refusal(built, tmp_path / "out", f"jsonl:{path}")
+    assert "holds conversations" in refusal(built, tmp_path / "out", f"jsonl:{path}")
+
+
+def test_records_and_whole_files_are_documents_too(tmp_path):
+    records = ["one\ntwo", " ", "你好"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in records))
+    (tmp_path / "b.txt").write_text("first\n\nsecond\n")
+    meta = built(tmp_path / "out", f"jsonl:{tmp_path}/a.jsonl", f"document:{tmp_path}/b.txt")["train"]
+    assert meta["empty"] == 1
+    read = [TOKENIZER.decode(tokens) for tokens in documents(tmp_path / "out" / "train")]
+    assert read == ["one\ntwo", "你好", "first\n\nsecond\n"]
 
 
 def test_a_changed_file_is_read_again_and_leftovers_go(tmp_path, monkeypatch):

@@ -150,13 +150,13 @@ def _requests(config: GenerateConfig, tokenizer: Tokenizer, template: Template |
     from tutelage.data.encode import Encoder
 
     context = load_config(model_path(config.ckpt_paths[0])).max_positions
-    before = Encoder(template, tokenizer).frame[0]
+    encoder = Encoder(None, tokenizer)
     requests: list[_Request] = []
     faults: list[str] = []
     for where, record in _records(config, faults):
         fault = _fault(record, config, template)
         if fault is None and template is None:
-            tokens = [*before, *tokenizer.encode(record["prompt"])]
+            tokens = encoder.prompt(record["prompt"])
         elif fault is None and template is not None:
             tokens = template.encode(_messages(record, config), tokenizer, reply=True).tokens
         else:

@@ -120,6 +120,8 @@ def run(config: PretrainConfig) -> None:
     from tutelage.recipes.preparing import check_resume, loaders, plan
     from tutelage.recipes.run_directory import open_run
     from tutelage.recipes.shaping import existing, new
+    from tutelage.recipes.watching import Watch, sampler_of
+    from tutelage.text.token_bytes import token_bytes
     from tutelage.train.precision import load_dtype
 
     device = device_of(config)
@@ -134,6 +136,7 @@ def run(config: PretrainConfig) -> None:
         allow_unmasked=True,
         weights=config.train_data_weights,
     )
+    sampler = sampler_of(config, tokenizer, None)
     plan(config, model_config, training, device)
     check_resume(config, model_config, training)
     if config.dry_run:
@@ -153,7 +156,8 @@ def run(config: PretrainConfig) -> None:
         head=config.dropout_head,
     )
     objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
-    fitted = fit(config, model, objective, training, validation, directory)
+    watch = Watch(validation, torch.from_numpy(token_bytes(tokenizer)), sampler)
+    fitted = fit(config, model, objective, training, watch, directory)
     hand_over(
         fitted,
         model,

@@ -35,6 +35,7 @@ class TrainingConfig:
     gradient_accum_steps: int = 1  # forward passes an optimizer step
     train_epochs: int = 1
     train_steps: int = -1  # optimizer steps; above 0 it overrides train_epochs and repeats the data
+    train_tokens: int = -1  # the same in tokens, rounded up to whole steps
 
     # Optimizer
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of matrices inside blocks; adamw has the rest
@@ -54,7 +55,7 @@ class TrainingConfig:
     ema_decay: float = 0.0  # of an average of the weights, which is validated and exported; 0: none
 
     # Precision and memory
-    precision: Literal["fp32", "bf16", "bf16_pure"] = "bf16"  # bf16 keeps float32 masters, bf16_pure does not
+    precision: Literal["fp32", "bf16", "bf16_pure", "fp16"] = "bf16"  # fp16: for GPUs without bf16
     fp32_logits: bool = False  # the head's matmul in float32 too; softmax and loss always are
     attention_impl: Literal["auto", "eager", "sdpa", "flash"] = "auto"  # flash needs a GPU
     selective_ac_ratio: float = 0.0  # share of blocks whose activations are computed again, to save memory
@@ -71,6 +72,10 @@ class TrainingConfig:
     val_freq: int = 100  # steps between validations
     save_freq: int = 500  # steps between checkpoints
     max_checkpoints: int = 1  # newest ones that are kept
+    sample_prompts: tuple[str, ...] = ()  # that the model goes on from now and then: OUT/samples.jsonl
+    sample_freq: int = 500  # steps between samples
+    sample_tokens: int = 100  # of each sample, at most
+    sample_temperature: float = 0.8  # 0: always the likeliest token
     no_visualize_dataset: bool = False  # do not print samples at the start
 
     # Weights & Biases
@@ -94,6 +99,8 @@ class TrainingConfig:
             problems.append("attention_impl flash needs a GPU; sdpa is the fast one on CPU")
         if self.wandb and find_spec("wandb") is None:
             problems.append("wandb is on, but its package is missing: pip install 'tutelage[wandb]'")
+        if self.train_steps > 0 and self.train_tokens > 0:
+            problems.append("train_steps and train_tokens both say how long to train; give one of them")
         if self.resume and self.overwrite:
             problems.append("resume and overwrite exclude each other")
         if self.warmup_ratio is not None and self.warmup_steps is not None:
@@ -130,16 +137,21 @@ _BOUNDS = (
             "train_epochs",
             "max_checkpoints",
             "num_data_workers",
+            "sample_tokens",
         ),
         lambda value: value >= 1,
         "at least 1",
     ),
     (
-        ("num_loader_workers", "warmup_steps", "wd", "clip_grad_norm", "lr", "muon_lr"),
+        ("sample_temperature", "num_loader_workers", "warmup_steps", "wd", "clip_grad_norm", "lr", "muon_lr"),
         lambda value: value is None or value >= 0,
         "0 or more",
     ),
-    (("train_steps",), lambda value: value == -1 or value > 0, "above 0, or -1 for train_epochs"),
+    (
+        ("train_steps", "train_tokens"),
+        lambda value: value == -1 or value > 0,
+        "above 0, or -1 for train_epochs",
+    ),
     (
         ("selective_ac_ratio", "warmup_ratio", "warmup_init_lr_ratio", "min_lr_ratio", "decay_ratio"),
         lambda value: value is None or 0 <= value <= 1,

@@ -40,19 +40,19 @@ class TrainingConfig:
     # Optimizer
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of matrices inside blocks; adamw has the rest
     lr: float = 2e-5
-    muon_lr: float | None = None  # of what Muon trains; default: lr, whose size of steps Muon's have
+    muon_lr: float | None = None  # of what Muon trains; default: lr, since its steps have the size of AdamW's
     lr_scheduler: Literal["linear", "cosine", "constant", "wsd"] = "linear"  # wsd: warm-up, stable, decay
-    warmup_steps: int | None = None  # that the rate rises over; default: 0
-    warmup_ratio: float | None = None  # the same as a share of all steps; default: warmup_steps counts
-    warmup_init_lr_ratio: float = 0.0  # of lr, what the warm-up rises from
-    min_lr_ratio: float = 0.0  # of lr, what linear, cosine and wsd fall to
-    decay_ratio: float = 0.2  # share of all steps that wsd falls in, at the end
-    decay_in_warmup: bool = False  # linear and cosine begin to fall at step 0, times the warm-up
+    warmup_steps: int | None = None  # of the warm-up, in which the rate rises; default: 0
+    warmup_ratio: float | None = None  # the warm-up as a share of all steps; default: by warmup_steps
+    warmup_init_lr_ratio: float = 0.0  # where the warm-up begins, as a share of lr
+    min_lr_ratio: float = 0.0  # where linear, cosine and wsd end, as a share of lr
+    decay_ratio: float = 0.2  # share of all steps, the last ones, in which wsd falls
+    decay_in_warmup: bool = False  # linear and cosine fall from step 0, and the warm-up multiplies them
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-6
     wd: float = 0.0  # weight decay; of matrices only, never of norms and biases
     clip_grad_norm: float = 1.0  # largest gradient norm; 0: no clipping
-    ema_decay: float = 0.0  # of a running average of the weights, validated and exported; 0: there is none
+    ema_decay: float = 0.0  # of an average of the weights, which is validated and exported; 0: none
 
     # Precision and memory
     precision: Literal["fp32", "bf16", "bf16_pure", "fp16"] = "bf16"  # fp16: for GPUs without bf16

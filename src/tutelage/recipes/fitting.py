@@ -74,9 +74,9 @@ def fit(
     torch.manual_seed(config.seed + dist.rank())  # of dropout
     steps = total_steps(config, loader)
     model.attention_impl = config.attention_impl
-    surgery.recompute(model, config.selective_ac_ratio)
     if config.compile:
         surgery.compile_blocks(model)
+    surgery.recompute(model, config.selective_ac_ratio)
     several = dist.world_size() > 1
     weights = (parallel.shard if several else precision.masters)(model, config.precision)
     optimizer = optimizer_of(config, weights)

@@ -18,6 +18,7 @@ from tutelage.text.tokenizer import Tokenizer
 
 PUBLISHED = {  # of the model cards' safetensors and of the systems' own prints, with the published vocabulary
     "stories260K": 260_032,
+    "stories840K": 836_736,
     "stories15M": 15_191_712,
     "stories42M": 41_689_600,
     "stories110M": 109_529_856,
@@ -177,7 +178,7 @@ def test_a_new_model_has_the_shape_of_a_config_json(made, tmp_path):
             {"model": "lama3.2-1b"},
             "model lama3.2-1b is no file and no name of a shape; did you mean llama3.2-1b?",
         ),
-        ({"model": "STORIES42m"}, "did you mean stories42M? names are stories260K, stories15M, "),
+        ({"model": "STORIES42m"}, "did you mean stories42M? names are stories260K, stories840K, "),
         ({"model": "nothing/like/it"}, "no name of a shape; names are stories260K, "),
         ({"model": "stories15M", "dim": 33}, "dim 33 does not divide into n_heads 4"),
         ({"n_kv_heads": 3}, "4 attention heads cannot share 3 key-value heads"),

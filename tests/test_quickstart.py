@@ -34,8 +34,8 @@ def life(tmp_path_factory) -> tuple[Path, str]:
 def test_every_stage_is_a_command_that_parses(life):
     _, printed = life
     names = [configure(words)[0] for words in stages(printed)]
-    assert names[:3] == ["data build stories", "tokenizer train", "pretrain"]
-    assert names[3:] == [*["generate"] * 2, "sft", *["generate"] * 3]
+    assert names[:4] == ["data build stories", "tokenizer train", "data build pretrain", "pretrain"]
+    assert names[4:] == [*["generate"] * 2, "sft", *["generate"] * 3]
 
 
 def test_everything_lies_where_it_says(life):

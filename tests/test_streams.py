@@ -9,6 +9,7 @@ from tiny_shards import TOKENIZER, shards
 
 from tutelage.data.loader import Loader
 from tutelage.data.shards import TokenShards
+from tutelage.data.store import SampleStore, split_documents
 from tutelage.data.streams import BLOCK, Streamed, TokenStreams, shuffled
 
 
@@ -159,3 +160,19 @@ def test_shards_of_another_tokenizer_are_refused(tmp_path):
     source = shards(tmp_path, 3)
     source.check(TOKENIZER.fingerprint)
     assert "another tokenizer" in refusal(source.check, "0" * 32)
+
+
+def test_shards_can_be_packed_whole_and_every_token_is_still_predicted_once(tmp_path):
+    sources = [shards(tmp_path / "a", 60), shards(tmp_path / "b", 5, seed=1)]
+    store = SampleStore.of_shards(
+        [shard for path, source in enumerate(sources) for shard in source.samples(path)]
+    )
+    store = split_documents(store, 32)
+    loader = Loader(store, length=32, rows=2, accumulate=1, packed=True, seed=0, epochs=1)
+    read = sum(float(batch.weights.sum()) for step in loader for batch in step)
+    assert read == sum(source.positions for source in sources)
+    assert len(set(store.ids)) == len(store)
+    documents = [piece.tokens.tolist() for piece in sources[1].pieces(0, sources[1].positions)]
+    again = SampleStore.of_shards(sources[1].samples(7))
+    assert [sample.tokens.tolist() for sample in again] == documents
+    assert again.ids == [f"7-{number}" for number in range(1, len(documents) + 1)]

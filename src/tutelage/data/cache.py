@@ -42,6 +42,7 @@ class Shard:
     lines: np.ndarray  # int64, each row's line in its file
     offsets: np.ndarray  # int64: row i is tokens[offsets[i] : offsets[i + 1]]
     faults: Faults  # the rows that were skipped when it was made
+    path: int | None = None  # which of the data set's paths it is of; None: the one of its own number
 
 
 def content_key(path: Path, *options: object) -> str:
@@ -63,7 +64,8 @@ def open_shard(directory: Path, kind: str) -> Shard | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     offsets = np.concatenate([[0], np.cumsum(arrays.pop("lengths"), dtype=np.int64)])
-    return Shard(key=directory.name, kind=kind, offsets=offsets, faults=faults, **arrays)
+    tokens, weights, roles, lines = (arrays[name] for name in ("tokens", "weights", "roles", "lines"))
+    return Shard(directory.name, kind, tokens, weights, roles, lines, offsets, faults)
 
 
 def write_shard(directory: Path, chunks: Iterable[Chunk], faults: Faults, *, skip: bool) -> None:

@@ -18,7 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.data.cache import Shard
+from tutelage.data.read import Faults
 from tutelage.errors import UserError
+from tutelage.text.roles import ROLE_IDS
 
 FORMAT = 1
 
@@ -84,6 +87,26 @@ class TokenShards:
             tokens = self._tokens[shard][first : first + count + 1]
             yield Piece(int(self._documents_before[shard]) + document, within, tokens)
             start += count
+
+    def samples(self, path: int) -> list[Shard]:
+        """The documents one by one, as number `path` of a data set, for a `SampleStore`."""
+        sizes = [len(tokens) for tokens in self._tokens]
+        ones = np.broadcast_to(np.float32(1), max(sizes, default=0))  # takes no memory
+        roles = np.broadcast_to(np.uint8(ROLE_IDS["other"]), max(sizes, default=0))
+        return [
+            Shard(
+                key=f"{self.fingerprint}.{number}",
+                kind="text",
+                tokens=tokens,
+                weights=ones[: len(tokens)],
+                roles=roles[: len(tokens)],
+                lines=np.arange(len(offsets) - 1) + self._documents_before[number] + 1,
+                offsets=offsets,
+                faults=Faults(),
+                path=path,
+            )
+            for number, (tokens, offsets) in enumerate(zip(self._tokens, self._offsets, strict=True))
+        ]
 
     def check_contents(self) -> None:
         """Refuse files whose bytes are not those that were written. Reads them all."""

@@ -70,8 +70,9 @@ class SampleStore:
 
     def id(self, index: int) -> str:
         """`<path index>-<line number>`, and `/<piece>` where documents were split."""
-        shard = self.shard_of[index]
-        row = f"{shard}-{self.shards[shard].lines[self.rows[index]]}"
+        number = self.shard_of[index]
+        shard = self.shards[number]
+        row = f"{number if shard.path is None else shard.path}-{shard.lines[self.rows[index]]}"
         return row if self.pieces is None else f"{row}/{self.pieces[index]}"
 
     @property

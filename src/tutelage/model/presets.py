@@ -52,6 +52,7 @@ _MISTRAL = {"family": "mistral", "windows": (4096,) * 32}
 
 PRESETS = {  # vocabulary, dim, layers, (heads, kv heads), feed-forward, positions
     "stories260K": _shape(512, 64, 5, (8, 4), 172, 512, _TIED),
+    "stories840K": _shape(768, 128, 4, (4, 2), 352, 256, _TIED),  # of our own: the quickstart's
     "stories15M": _shape(32000, 288, 6, (6, 6), 768, 256, _TIED),
     "stories42M": _shape(32000, 512, 8, (8, 8), 1376, 1024, _TIED),
     "stories110M": _shape(32000, 768, 12, (12, 12), 2048, 1024, _TIED),

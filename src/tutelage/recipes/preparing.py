@@ -14,12 +14,12 @@ from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.data.dataset import prepare
 from tutelage.data.loader import Loader
 from tutelage.data.saved import as_files
-from tutelage.data.shards import TokenShards
 from tutelage.data.store import SampleStore
 from tutelage.data.streams import TokenStreams
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.recipes.fitting import loader_words
+from tutelage.recipes.pretokenized import ShardSettings, open_shards, shard_directories
 from tutelage.recipes.training import TrainingConfig
 from tutelage.recipes.watching import total_steps
 from tutelage.text.template import Template
@@ -63,13 +63,13 @@ def loaders(
     reduction: Literal["tokens", "sequences"],
     too_long: Literal["truncate", "drop", "split"],
     allow_unmasked: bool,
-    weights: Sequence[float] = (),
+    shards: ShardSettings | None = None,
 ) -> tuple[Loader, Loader | None]:
     """The training data and, if there is any, the held-out data, encoded, cut, counted aloud and batched."""
 
     def read(paths: Sequence[str], amounts: Sequence[float], split: str) -> SampleStore | TokenStreams:
         if directories := shard_directories(paths):
-            return _open_shards(config, directories, tokenizer, weights if split == "train" else (), split)
+            return open_shards(config, shards or ShardSettings(), directories, tokenizer, split, say)
         splits = config.train_data_splits if split == "train" else config.val_data_splits
         files = as_files(paths, splits, cache_dir=config.cache_dir, log=say, flag=f"--{split}_data_splits")
         return prepare(
@@ -150,49 +150,6 @@ def check_resume(config: TrainingConfig, model: ModelConfig, loader: Loader) -> 
             "--train_epochs as before or higher, or start anew with --overwrite"
         )
     say(f"resuming from {whole[-1]}")
-
-
-def shard_directories(paths: Sequence[str]) -> list[Path]:
-    """The directories, if the paths are all `shards:DIR` or directories of shards; none if none is."""
-    found = [
-        Path(path.removeprefix("shards:")).expanduser()
-        for path in paths
-        if path.startswith("shards:") or (Path(path).expanduser() / "meta.json").is_file()
-    ]
-    if found and len(found) < len(paths):
-        raise UserError(
-            f"{', '.join(map(str, found))} is pretokenized and the other paths are not; run "
-            "`tutelage data build pretrain` on those too"
-        )
-    return found
-
-
-def _open_shards(
-    config: TrainingConfig,
-    directories: list[Path],
-    tokenizer: Tokenizer,
-    weights: Sequence[float],
-    split: str,
-) -> TokenStreams:
-    """Shards of this tokenizer, said aloud."""
-    if config.train_num_samples if split == "train" else config.val_num_samples:
-        raise UserError(
-            f"--{split}_num_samples chooses rows of files; for shards give --train_data_weights, or build "
-            "shards of less text"
-        )
-    if not config.pack_samples:
-        raise UserError("shards are read in full rows: --pack_samples cannot be off")
-    sources = [TokenShards(directory) for directory in directories]
-    for source in sources:
-        source.check(tokenizer.fingerprint)
-    streams = TokenStreams(sources, list(weights) or None)
-    for source, share in zip(sources, streams.shares or [None] * len(sources), strict=True):
-        mixed = "" if share is None else f", {share:.1%} of the rows"
-        say(
-            f"{split} data: {source.directory}: {source.meta['documents']:,} documents, "
-            f"{source.meta['tokens']:,} tokens{mixed}"
-        )
-    return streams
 
 
 def _preview(config: TrainingConfig, store: SampleStore | TokenStreams, tokenizer: Tokenizer) -> None:

@@ -8,7 +8,7 @@ TOK is a directory with a tokenizer.json, such as `tutelage tokenizer train` wri
 is one document, closed by the tokenizer's end token; one longer than a row is split, never cut. The result
 lies in OUT/model as a Hugging Face directory that `tutelage sft` takes further.
 
---model is stories260K, stories15M, stories42M or stories110M; instruct_llama-1b, -3b or -7b; smollm2-135m or
+--model is stories260K, stories840K, stories15M, stories42M or stories110M; instruct_llama-1b, -3b or -7b; smollm2-135m or
 -360m; qwen2.5-0.5b, -1.5b or -7b; llama3.2-1b or -3b; llama3.1-8b; mistral-7b; or a config.json of your own.
 Only the shape is taken, never weights; the vocabulary is the tokenizer's.
 """
@@ -47,6 +47,10 @@ class PretrainConfig(TrainingConfig):
 
     # Data
     train_data_weights: tuple[float, ...] = ()  # of each shards: path, its share of the rows; none: all, once
+
+    shard_packing: Literal["auto", "best_fit", "stream"] = (
+        "auto"  # best_fit: short documents stay whole; stream: cut at row ends, for any amount of text
+    )
 
     # Defaults that differ from fine-tuning
     max_seq_len: int = 256  # positions of a row, and of a new model
@@ -90,6 +94,8 @@ class PretrainConfig(TrainingConfig):
             )
         if self.train_data_weights and min(self.train_data_weights) <= 0:
             problems.append(f"train_data_weights has {min(self.train_data_weights):g}; each must be above 0")
+        if self.train_data_weights and self.shard_packing == "best_fit":
+            problems.append("train_data_weights mix the rows of streams; leave shard_packing at auto")
         if problems:
             raise UserError("\n  ".join(problems))
 
@@ -118,6 +124,7 @@ def run(config: PretrainConfig) -> None:
     from tutelage.recipes.handing_over import hand_over
     from tutelage.recipes.inference import model_path
     from tutelage.recipes.preparing import check_resume, loaders, plan
+    from tutelage.recipes.pretokenized import ShardSettings
     from tutelage.recipes.run_directory import open_run
     from tutelage.recipes.shaping import existing, new
     from tutelage.recipes.watching import Watch, sampler_of
@@ -134,7 +141,7 @@ def run(config: PretrainConfig) -> None:
         reduction="tokens",
         too_long="split",
         allow_unmasked=True,
-        weights=config.train_data_weights,
+        shards=ShardSettings(config.train_data_weights, config.shard_packing),
     )
     sampler = sampler_of(config, tokenizer, None)
     plan(config, model_config, training, device)

@@ -2,9 +2,10 @@
 
     tutelage quickstart --output_dir quickstart
 
-Small stories are made up, a tokenizer and a model are trained on them, and the model is fine-tuned to follow
-instructions; its answers to held-out ones are shown and judged before and after. Every stage is a command
-that is printed, and that can be typed again with other settings. Interrupted, the same command goes on.
+Small stories are made up, a tokenizer is trained on them, they are tokenized into shards, a model is trained
+on those and then fine-tuned to follow instructions; its answers to held-out ones are shown and judged before
+and after. Every stage is a command that is printed, and that can be typed again with other settings.
+Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-MODEL = shlex.split("--dim 128 --n_layers 4 --n_heads 4 --n_kv_heads 2 --ffn_dim 384")
-PRETRAIN = shlex.split("--max_seq_len 256 --micro_batch_size_per_gpu 12 --lr 3e-3 --warmup_steps 50")
+PRETRAIN = shlex.split("--model stories840K --max_seq_len 256 --micro_batch_size_per_gpu 12 --lr 3e-3")
+PRETRAIN += shlex.split("--warmup_steps 50 --val_freq 350")
 SFT = shlex.split("--max_seq_len 256 --pack_samples --micro_batch_size_per_gpu 12 --lr 1e-3 --wd 0.1")
 SFT += shlex.split("--lr_scheduler cosine --warmup_steps 20 --loss_reduction tokens")
 QUIET = shlex.split("--no_visualize_dataset --print_freq 100")
@@ -44,16 +45,17 @@ class _Size:
     conversations: int = 12_000
     judged: int = 100  # held-out conversations answered before and after
     pretrain_steps: int = 700
-    sft_steps: int = 450
+    sft_steps: int = 600
 
 
 def run(config: QuickstartConfig) -> None:
     """Every stage in order; one whose result is there already is left alone."""
     out = config.output_dir
     size = _Size(200, 100, 4, 3, 3) if config.smoke else _Size()
-    data, tokenizer, base, tuned = (out / name for name in ("data", "tokenizer", "pretrain", "sft"))
+    data, tokenizer, shards = (out / name for name in ("data", "tokenizer", "shards"))
+    base, tuned = out / "pretrain", out / "sft"
     if config.overwrite:
-        for directory in (data, tokenizer, base, tuned):
+        for directory in (data, tokenizer, shards, base, tuned):
             shutil.rmtree(directory, ignore_errors=True)
 
     _title("Stories, and conversations about them")
@@ -64,17 +66,21 @@ def run(config: QuickstartConfig) -> None:
     if not (tokenizer / "tokenizer.json").exists():
         _tutelage("tokenizer", "train", *words, "--output_dir", str(tokenizer))
 
-    _title("Pretraining: it learns to write")
+    _title("Shards: the stories as tokens, some of them held out")
     words = ["--tokenizer", str(tokenizer), "--train_data_paths", f"text:{data / 'stories.txt'}"]
-    words += [*MODEL, *PRETRAIN, "--train_steps", str(size.pretrain_steps), "--seed", str(config.seed)]
-    _train("pretrain", base, words)
+    if not (shards / "train" / "meta.json").exists():
+        _tutelage("data", "build", "pretrain", *words, "--val_percent", "2", "--output_dir", str(shards))
+
+    _title("Pretraining: it learns to write")
+    words = ["--tokenizer", str(tokenizer), "--train_data_paths", f"shards:{shards / 'train'}"]
+    words += ["--val_data_paths", f"shards:{shards / 'val'}", *PRETRAIN, "--sample_prompts", BEGINNING]
+    _train("pretrain", base, [*words, *_length(size.pretrain_steps, config)])
     _tutelage("generate", str(base), "--raw", "--prompt", BEGINNING, "--temperature", "0.7")
     before = _judge(base, data)
 
     _title("Fine-tuning: it learns to do as it is told")
     words = ["--ckpt_paths", str(base / "model"), "--train_data_paths", f"jsonl:{data / 'chats.jsonl'}"]
-    words += [*SFT, "--train_steps", str(size.sft_steps), "--seed", str(config.seed)]
-    _train("sft", tuned, words)
+    _train("sft", tuned, [*words, *SFT, *_length(size.sft_steps, config)])
     after = _judge(tuned, data)
 
     _title("Before and after")
@@ -83,10 +89,14 @@ def run(config: QuickstartConfig) -> None:
     _say(_table(before, after))
     _say(f"\ntraining took {_seconds(base) + _seconds(tuned):.0f} seconds")
     _title("What lies where")
-    _say(f"{data}: what it learned from, and prompts.jsonl, what it was asked")
+    _say(f"{data}: what it learned from, and prompts.jsonl, what it was asked; {shards}: the same as tokens")
     _say(f"{base / 'model'}: the model that can write, {tuned / 'model'}: the one that can be asked")
     _say(f"{tuned / 'answers.jsonl'}: its answers to the held-out prompts")
     _say(f"\ntalk to it: tutelage chat {shlex.quote(str(tuned))}")
+
+
+def _length(steps: int, config: QuickstartConfig) -> list[str]:
+    return ["--train_steps", str(steps), "--seed", str(config.seed)]
 
 
 def _make_data(directory: Path, size: _Size, seed: int) -> None:

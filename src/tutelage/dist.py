@@ -48,6 +48,18 @@ def stop() -> None:
         group.destroy_process_group()
 
 
+def first_to_fail() -> bool:
+    """Whether no process has asked this before. The others fail of the same or in its wake: one speaks."""
+    group = _process_group()
+    if group is None:
+        return True
+    try:
+        store = group.distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage]
+        return store.add("failed", 1) == 1
+    except RuntimeError:  # nobody is left who counts
+        return True
+
+
 def rank() -> int:
     """The number of this process, 0 when it is alone."""
     group = _process_group()

@@ -3,18 +3,16 @@
 import io
 import json
 from functools import cache
-from pathlib import Path
 from random import Random
 
 import numpy as np
 import sentencepiece
 import torch
 
-from tutelage.checkpoint.gguf_file import Header
-from tutelage.checkpoint.gguf_tokenizer import tokenizer_parts
 from tutelage.data.stories import story
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
+from tutelage.text.sentencepiece_model import tokenizer_json
 from tutelage.text.tokenizer import Tokenizer
 
 
@@ -59,16 +57,5 @@ def pieces() -> sentencepiece.SentencePieceProcessor:
 @cache
 def piece_tokenizer() -> Tokenizer:
     """Ours, of the same pieces."""
-    spm = pieces()
-    count = spm.get_piece_size()
-    settings = {
-        "model": "llama",
-        "tokens": [spm.id_to_piece(token) for token in range(count)],
-        "scores": [spm.get_score(token) for token in range(count)],
-        "token_type": [2, 3, 3, *[6] * 256, *[1] * (count - 259)],
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "unknown_token_id": 0,
-    }
-    made = tokenizer_parts(Header(Path("x"), {f"tokenizer.ggml.{k}": v for k, v in settings.items()}, {}))
-    return Tokenizer(json.dumps(made[0]), made[1])
+    made, settings = tokenizer_json(pieces().serialized_model_proto())
+    return Tokenizer(json.dumps(made), settings)

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from tiny_chat import GREEDY, byte_tokenizer, completion_of, message, session_of
 from tutelage import cli
 from tutelage.checkpoint.hf import save_model
 from tutelage.infer.engine import generate
+from tutelage.infer.sampling import Sampling
+from tutelage.recipes.inference import sampling_of
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,16 @@ def test_generate_raw_takes_the_prompt_as_it_is(capsys, monkeypatch, model_direc
     (done,) = generate(model, [prompt], GREEDY, max_new_tokens=7, stop={tokenizer.eos})
     words = ["generate", str(directory), "--raw", "--prompt=<|im_end|> x", "--max_new_tokens", "7"]
     assert tell(capsys, monkeypatch, words) == (0, tokenizer.decode(done.tokens) + "\n", "")
+
+
+def test_every_flag_of_sampling_reaches_the_sampler():
+    values = {"temperature": 0.5, "top_k": 7, "top_p": 0.9, "min_p": 0.1, "seed": 3}
+    values |= {"repetition_penalty": 1.2, "no_repeat_ngram_size": 4}
+    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    for command in (["generate", "--prompt", "x"], ["chat"]):
+        _, config = cli.configure([*command, "--ckpt_paths", "m", *words])
+        assert sampling_of(config) == Sampling(**values)
+    assert {field.name for field in fields(Sampling)} == set(values)
 
 
 def test_stop_texts_end_answers_in_any_batch_and_stream_the_same(capsys, monkeypatch, model_directory):

@@ -156,6 +156,7 @@ def test_a_run_validates_and_exports_the_average_and_trains_on_without_it(made, 
     held = [stored(where / "checkpoints" / "step-0000006") for where in (plain, out)]
     raw = [{n: v for n, v in tensors.items() if n.startswith(("model.", "optim"))} for tensors in held]
     assert differences(*raw) == []
+    assert int(held[1]["extra.ema.updates"]) == 6
     result = load_file(out / "model" / "model.safetensors")
     for name, value in result.items():
         assert torch.equal(value, held[1][f"extra.ema.{name}"].to(value.dtype)), name

@@ -1,14 +1,16 @@
 """llama2.c's tokenizer.bin: its program cuts ours as SentencePiece does, and what it holds comes back."""
 
 import json
+import shutil
 import struct
 from random import Random
 
 from llama2c_files import encode, read_tokens
-from llama2c_models import piece_tokenizer, pieces
+from llama2c_models import piece_tokenizer, pieces, tiny
 from tiny_data import refusal
 from tiny_tokenizer import tiny_tokenizer
 
+from tutelage.checkpoint.llama2c import write_llama2c
 from tutelage.checkpoint.llama2c_tokenizer import read_tokenizer_bin, write_tokenizer_bin
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.data.stories import story
@@ -30,11 +32,27 @@ def test_a_vocabulary_is_written_so_that_run_c_cuts_prompts_as_sentencepiece(tmp
         assert encode(text, texts, scores) == spm.encode(text) == tokenizer.encode(text), text
 
 
+def test_run_c_never_makes_a_control_token_of_what_people_write(tmp_path):
+    """A control token that is spelled as two letters which stand side by side in a prompt."""
+    source = json.loads(piece_tokenizer().source)
+    source["added_tokens"].append(
+        {**source["added_tokens"][0], "id": piece_tokenizer().size, "content": "qu"}
+    )
+    tokenizer = Tokenizer(json.dumps(source), piece_tokenizer().settings)
+    write_tokenizer_bin(tokenizer, tmp_path / "tokenizer.bin", vocab_size=tokenizer.size)
+    texts, scores = read_tokens(tmp_path / "tokenizer.bin")
+    assert texts[-1] == b"qu"
+    assert encode("a quick quiz", texts, scores) == tokenizer.encode("a quick quiz")
+
+
 def test_a_vocabulary_comes_back_as_it_was(tmp_path):
     spm, tokenizer = pieces(), piece_tokenizer()
     write_tokenizer_bin(tokenizer, tmp_path / "tokenizer.bin", vocab_size=tokenizer.size)
-    for path in (tmp_path, tmp_path / "tokenizer.bin", tmp_path / "model.bin"):
-        (tmp_path / "model.bin").touch()
+    model = tiny()
+    write_llama2c(model.state_dict(), model.config, tmp_path / "model.bin")
+    shutil.copy(tmp_path / "tokenizer.bin", tmp_path / "tok500.bin")
+    for name in ("", "tokenizer.bin", "tok500.bin", "model.bin"):
+        path = tmp_path / name
         back = load_tokenizer(path)
         assert (back.size, back.bos, back.eos) == (tokenizer.size, 1, 2)
         for text in TEXTS:

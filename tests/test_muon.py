@@ -9,7 +9,11 @@ from test_objectives import ragged, tiny
 from test_trainer import LENGTHS, cut
 from tiny_runs import differences, leavings, material, refused, run, watched
 
+from tutelage.data.batch import Sample
+from tutelage.data.pack import collate
 from tutelage.objectives.language import NextToken
+from tutelage.recipes.optimizing import optimizer_of
+from tutelage.recipes.sft import SFTConfig
 from tutelage.train import optim, precision
 from tutelage.train.saver import Saver
 from tutelage.train.trainer import Trainer
@@ -103,7 +107,7 @@ def test_a_checkpoint_holds_the_momentum_of_matrices_and_the_moments_of_the_rest
     assert held == wanted
 
 
-@pytest.mark.parametrize("kind", ["fp32", "bf16", "bf16_pure"])
+@pytest.mark.parametrize("kind", ["bf16", "bf16_pure"])
 def test_a_muon_run_interrupted_and_resumed_is_unbroken(made, tmp_path, monkeypatch, kind):
     watch = watched(monkeypatch)
     whole, broken = tmp_path / "whole" / "out", tmp_path / "broken" / "out"
@@ -126,11 +130,24 @@ def test_a_rate_for_muon_without_muon_is_refused(made, tmp_path):
     assert says in refused(run(*made.pretrain(tmp_path, muon_lr=0.1)))
 
 
+def test_the_flags_make_the_optimizer():
+    shared = {
+        "ckpt_paths": ("m",),
+        "train_data_paths": ("jsonl:d",),
+        "lr": 0.1,
+        "wd": 0.5,
+        "optimizer": "muon",
+    }
+    for muon_lr, expected in ((None, [0.1, 0.1, 0.1]), (0.2, [0.1, 0.1, 0.2])):
+        config = SFTConfig(**shared, muon_lr=muon_lr, betas=(0.7, 0.8))
+        groups = optimizer_of(config, dict(tiny().named_parameters())).param_groups
+        assert [group["lr"] for group in groups] == expected
+        assert [group["weight_decay"] for group in groups] == [0.5, 0.0, 0.5]
+        assert [group.get("betas") for group in groups] == [(0.7, 0.8), (0.7, 0.8), None]
+
+
 def test_it_learns_to_count():
     """Each document counts up from a random number; 40 steps of Muon make the next one all but certain."""
-    from tutelage.data.batch import Sample
-    from tutelage.data.pack import collate
-
     draw = torch.Generator().manual_seed(0)
 
     def source():

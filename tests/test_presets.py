@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tiny_runs import material, refused, run
 from transformers import AutoConfig
 
+from tutelage.cli import configure
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.presets import PRESETS, reshaped
@@ -187,6 +188,12 @@ def test_a_new_model_has_the_shape_of_a_config_json(made, tmp_path):
 def test_a_shape_that_cannot_be_is_refused_before_the_run_begins(made, tmp_path, settings, says):
     assert says in refused(run(*made.pretrain(tmp_path / "out", **settings)))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("word", "tied"), [("--tied", True), ("--no_tied", False), ("--tied=false", False)])
+def test_a_head_is_tied_or_not_as_a_switch_says(made, tmp_path, word, tied):
+    assert configure([*made.pretrain(tmp_path), word])[1].tied is tied
+    assert configure(made.pretrain(tmp_path))[1].tied is None
 
 
 @pytest.mark.parametrize(("given", "std"), [({"init_std": 0.05}, 0.05), ({}, (2 / (5 * 32)) ** 0.5)])

@@ -11,6 +11,8 @@ import torch
 from tiny_runs import material, refused, run
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup, get_wsd_schedule
 
+from tutelage.recipes.optimizing import schedule_of
+from tutelage.recipes.sft import SFTConfig
 from tutelage.train.optim import schedule
 
 
@@ -96,6 +98,18 @@ def test_a_run_learns_at_the_rates_it_was_told(made, tmp_path):
     seen = [json.loads(line)["lr"] for line in (tmp_path / "metrics.jsonl").open()]
     wanted = [0.0075, *[0.01] * 15, *(0.001 + 0.009 * (1 - (k / 5) ** 0.5) for k in range(1, 5))]
     assert seen == pytest.approx(wanted)
+
+
+def test_the_flags_make_the_schedule():
+    paths = {"ckpt_paths": ("m",), "train_data_paths": ("jsonl:d",)}
+    config = SFTConfig(
+        **paths, lr_scheduler="cosine", warmup_steps=100, min_lr_ratio=0.01, decay_in_warmup=True
+    )
+    made, wanted = (
+        schedule_of(config, 1000),
+        schedule("cosine", steps=1000, warmup=100, floor=0.01, decay_in_warmup=True),
+    )
+    assert [made(step) for step in range(1001)] == [wanted(step) for step in range(1001)]
 
 
 def test_a_new_model_warms_up_over_100_steps_unless_told_otherwise(made, tmp_path):

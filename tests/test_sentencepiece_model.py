@@ -1,9 +1,14 @@
 """A tokenizer.model alone is a tokenizer: Llama 2's, Mistral's, and models trained with other settings."""
 
+import json
+from collections.abc import Iterable
+
 import pytest
 import sentencepiece
 from materials import llama_cpp_file, mistral_sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 from tiny_sentencepiece import texts, write_model
+from transformers import AutoTokenizer
 
 from tutelage.checkpoint.gguf_file import read_header
 from tutelage.checkpoint.tokenizer import load_tokenizer
@@ -62,17 +67,11 @@ def test_llama_2s_ids_are_the_published_ones():
 @pytest.mark.parametrize("said", [True, False])
 def test_llama_2s_model_alone_is_read(said, tmp_path):
     """Put together again of what llama.cpp has of it; what it does not say is as SentencePiece has it."""
-    from sentencepiece import sentencepiece_model_pb2
-
     settings = read_header(llama_cpp_file("models/ggml-vocab-llama-spm.gguf")).settings
     columns = [settings[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")]
-    model = sentencepiece_model_pb2.ModelProto()
-    model.trainer_spec.model_type = model.trainer_spec.BPE
-    model.trainer_spec.byte_fallback = True
+    model = put_together(zip(*columns, strict=True))
     if said:
         model.normalizer_spec.remove_extra_whitespaces = False
-    for piece, score, kind in zip(*columns, strict=True):
-        model.pieces.add(piece=piece, score=score, type=kind)
     (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
     official = sentencepiece.SentencePieceProcessor(str(tmp_path / "tokenizer.model"))
     ours = Tokenizer.load(tmp_path)
@@ -80,6 +79,33 @@ def test_llama_2s_model_alone_is_read(said, tmp_path):
     assert ours.encode("[INST]") == official.encode("[INST]") == [518, 25580, 29962]
     for text in texts():
         assert ours.encode(text) == official.encode(text), text
+
+
+def test_pieces_that_spell_a_byte_do_not_make_one(tmp_path):
+    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), *((f"<0x{byte:02X}>", 0.0, 6) for byte in range(256))]
+    words = ["<0", "<0x", "<0x4", "<0x41", *"▁<0x41>"]
+    pieces += [(word, -float(rank), 1) for rank, word in enumerate(words)]
+    (tmp_path / "tokenizer.model").write_bytes(put_together(pieces).SerializeToString())
+    official = sentencepiece.SentencePieceProcessor(str(tmp_path / "tokenizer.model"))
+    assert official.encode("<0x41>", out_type=str) == ["▁", "<0x41", ">"]
+    assert Tokenizer.load(tmp_path).encode("<0x41>") == official.encode("<0x41>")
+
+
+def test_settings_beside_a_model_say_what_it_does_not(tmp_path):
+    write_model(tmp_path / "tokenizer.model", control_symbols=["<|im_end|>"])
+    settings = {
+        "eos_token": "<|im_end|>",
+        "chat_template": "{{ messages }}",
+        "tokenizer_class": "LlamaTokenizer",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    read = Tokenizer.load(tmp_path)
+    assert (read.named["eos_token"], read.named["bos_token"]) == ("<|im_end|>", "<s>")
+    assert read.eos == read.control["<|im_end|>"] and read.chat_template == "{{ messages }}"
+    read.save(tmp_path / "saved")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert theirs("Lily ran.")["input_ids"] == [1, *read.encode("Lily ran.")]
+    assert theirs.eos_token_id == read.eos
 
 
 REFUSED = {
@@ -117,3 +143,13 @@ def test_models_that_cannot_be_read_are_refused(name, tmp_path):
         f"{path} cannot be used: {REFUSED[name]}; save a tokenizer.json beside it with transformers' "
         "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
     )
+
+
+def put_together(pieces: Iterable[tuple[str, float, int]]) -> sentencepiece_model_pb2.ModelProto:
+    """A model of (text, score, kind) pieces, by the format's own library."""
+    model = sentencepiece_model_pb2.ModelProto()
+    model.trainer_spec.model_type = model.trainer_spec.BPE
+    model.trainer_spec.byte_fallback = True
+    for piece, score, kind in pieces:
+        model.pieces.add(piece=piece, score=score, type=kind)
+    return model

@@ -44,6 +44,20 @@ def test_blank_lines_are_left_out_and_several_files_follow_one_another(tmp_path)
     assert read == ["x", "beta", "42"]
 
 
+def test_records_and_whole_files_are_documents_too(tmp_path):
+    texts = ["alpha\nbeta", " ", "Grüße"]  # the second is counted as empty
+    path, play = tmp_path / "a.jsonl", tmp_path / "play.md"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    play.write_text("x\n\n42\n" * 5)
+    meta = built(tmp_path / "out", f"jsonl:{path}", f"document:{play}")["train"]
+    read = [TOKENIZER.decode(tokens) for tokens in documents(tmp_path / "out" / "train")]
+    assert read == ["alpha\nbeta", "Grüße", play.read_text()]
+    assert (meta["documents"], meta["empty"]) == (3, 1)
+    assert meta["sources"] == [f"jsonl:{path}", f"document:{play}"]
+    again = built(tmp_path / "out", f"text:{path}", f"document:{play}")["train"]
+    assert (again["documents"], again["sources"][0]) == (4, f"text:{path}")
+
+
 def test_parts_and_processes_do_not_change_a_byte(tmp_path, monkeypatch):
     path = text_file(tmp_path / "a.txt", texts(400))
     built(tmp_path / "whole", path, val_percent=10)
@@ -93,7 +107,7 @@ def test_conversations_are_no_text(tmp_path):
     path = tmp_path / "a.jsonl"
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     path.write_text(json.dumps({"messages": messages}) + "\n")
-    assert "a conversation" in refusal(built, tmp_path / "out", f"jsonl:{path}")
+    assert "holds conversations" in refusal(built, tmp_path / "out", f"jsonl:{path}")
 
 
 def test_a_changed_file_is_read_again_and_leftovers_go(tmp_path, monkeypatch):

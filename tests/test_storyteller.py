@@ -1,11 +1,9 @@
 """TinyStories' prompts, rewritten, and what of a story is learned: worked by hand after the reference."""
 
 import json
-from pathlib import Path
 
 import pytest
 import tokenizers
-import torch
 from story_shards import OPENING, item, write_shards
 from tiny_data import refusal
 from tokenizers import decoders, models, pre_tokenizers
@@ -18,9 +16,6 @@ from tutelage.data.storyteller import (
     shards_of,
     story_prompt,
 )
-from tutelage.model.config import ModelConfig
-from tutelage.model.transformer import Transformer
-from tutelage.recipes.pretrain import PretrainConfig
 from tutelage.text.roles import ROLES
 from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer
@@ -117,6 +112,8 @@ def test_a_model_that_carries_the_template_is_recognised_by_it():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template.jinja
     assert Template.recognise(tokenizer).name == "storyteller"
+    tokenizer.chat_template = template.jinja.replace("raise_exception('roles are user and assistant')", "'x'")
+    assert refusal(Template.recognise, tokenizer).startswith("the model's own chat template is none of")
     fault = template.fault([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}])
     assert fault is not None
 
@@ -186,25 +183,3 @@ def test_shards_are_found_where_the_download_puts_them_in_order(tmp_path):
     assert refusal(shards_of, tmp_path / "none").startswith(
         f"{tmp_path / 'none'} holds no shards data00.json"
     )
-
-
-@pytest.mark.parametrize(("vocab_size", "count"), [(32_000, 15_191_712), (4096, 7_155_360)])
-def test_the_storyteller_of_the_reference_has_as_many_parameters(vocab_size, count):
-    """Its 15M model, and what its smaller vocabulary would have made of it."""
-    config = ModelConfig(
-        vocab_size=vocab_size,
-        dim=288,
-        n_layers=6,
-        n_heads=6,
-        n_kv_heads=6,
-        head_dim=48,
-        ffn_dim=768,
-        max_positions=350,
-        tied=True,
-    )
-    with torch.device("meta"):
-        model = Transformer(config)
-    assert config.n_parameters == count == sum(parameter.numel() for parameter in model.parameters())
-    default = PretrainConfig(tokenizer=Path("t"), train_data_paths=("text:x",))
-    shape = (default.dim, default.n_layers, default.n_heads, default.ffn_dim, default.tied)
-    assert shape == (288, 6, 6, None, True)  # the 15M model is what `pretrain` makes unless told otherwise

@@ -32,8 +32,14 @@ def test_every_character_is_one_token_and_an_unseen_one_is_unknown(text):
 
 
 def test_where_not_all_fit_the_most_frequent_characters_are_kept():
-    tokenizer = train_char(["cccbba", "ed"], 3 + 3)
-    assert [tokenizer.token_text(token) for token in range(3, 6)] == ["a", "b", "c"]
+    tokenizer = train_char(["zzzyyx", "ba"], 3 + 3)  # of those seen once, the first in the alphabet
+    assert [tokenizer.token_text(token) for token in range(3, 6)] == ["a", "y", "z"]
+
+
+def test_characters_that_cannot_be_encoded_are_learned_as_what_stands_for_them():
+    tokenizer = train_char(["a\ufdd0"], 4096)
+    assert [tokenizer.token_text(token) for token in range(3, tokenizer.size)] == ["a", "\ufffd"]
+    assert tokenizer.encode("\ufdd0") == [4]
 
 
 def test_no_text_becomes_a_control_token():

@@ -52,6 +52,11 @@ def test_what_is_spelled_in_bytes_is_counted():
         assert (found.changed, found.unknown) == (0, 0)
 
 
+def test_a_line_end_is_a_byte_to_sentencepiece():
+    found = measure(train_sentencepiece(stories(0), 400), placed("Lily\n\n"))
+    assert found.byte_tokens == 2 and found.scripts["control characters"] == (2, 0)
+
+
 def test_a_tokenizer_that_drops_spaces_is_found_out(tmp_path):
     """As llama2.c trains it: spaces at the ends and in a row are gone, and a space alone has no token."""
     write_model(tmp_path / "tokenizer.model", remove_extra_whitespaces=True)

@@ -1,6 +1,7 @@
 """SentencePiece vocabularies, learned: the ids are those of SentencePiece and of transformers."""
 
 import hashlib
+import pickle
 from functools import cache
 from random import Random
 
@@ -90,6 +91,12 @@ def test_text_that_spells_bytes_or_control_tokens_is_no_such_token():
     official = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.sentencepiece)
     assert tokenizer.encode(text) == official.encode(text)
     assert not set(tokenizer.encode(text)) & {3 + 0x41, *tokenizer.control.values()}
+
+
+def test_another_process_and_a_copy_have_the_model_too(tmp_path):
+    copy = pickle.loads(pickle.dumps(trained()))
+    copy.save(tmp_path)
+    assert (tmp_path / "tokenizer.model").read_bytes() == trained().sentencepiece
 
 
 def test_the_same_texts_give_the_same_model_from_any_iterator():

@@ -148,17 +148,20 @@ def test_texts_of_every_form_are_learned_from(tmp_path):
 
 def test_more_text_than_is_learned_from_is_sampled_aloud(tmp_path, capsys):
     """All through the file, and so much of each path as its share of all is."""
-    (tmp_path / "a.txt").write_text("".join(f"{number:05}\n" for number in range(1000)))
+    (tmp_path / "a.txt").write_text("".join(f"{number:05}\n" for number in range(4000)))
     (tmp_path / "b.txt").write_text("".join(f"x{chr(0x4E00 + number)}\n" for number in range(300)))
     paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
-    run("--train_data_paths", *paths, "--max_train_bytes", "620", "--algorithm", "char", "--output_dir",
+    run("--train_data_paths", *paths, "--max_train_bytes", "2120", "--algorithm", "char", "--output_dir",
         tmp_path / "t")  # fmt: skip
     said = capsys.readouterr().err
-    assert "learning from 10.0% of the rows, drawn by chance: they have about 6,200 bytes of text" in said
+    assert "learning from 430 of 4,300 rows, drawn by chance: all have about 21,200 bytes of text" in said
     tokenizer = Tokenizer.load(tmp_path / "t")
     chinese = [at for at in range(300) if 0 not in tokenizer.encode(chr(0x4E00 + at))]
     assert len(chinese) == 30 and chinese[0] < 60 and chinese[-1] > 240
-    run("--train_data_paths", *paths, "--max_train_bytes", "6300", "--algorithm", "char", "--output_dir",
+    run("--train_data_paths", f"document:{paths[0]}", "--max_train_bytes", "9", "--algorithm", "char",
+        "--output_dir", tmp_path / "one")  # fmt: skip
+    assert "learning from 1 of 1 rows, " in capsys.readouterr().err
+    run("--train_data_paths", *paths, "--max_train_bytes", "21200", "--algorithm", "char", "--output_dir",
         tmp_path / "whole")  # fmt: skip
     assert "learning from" not in capsys.readouterr().err
 

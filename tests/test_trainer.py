@@ -201,12 +201,18 @@ def test_recomputation_and_compilation_change_no_gradient():
     expected, _ = gradient_of(tiny(), batches)
     recomputed = tiny()
     surgery.recompute(recomputed, 1.0)
-    compiled = tiny()
+    compiled, both = tiny(), tiny()
     surgery.compile_blocks(compiled)
-    for model in (recomputed, compiled):
+    surgery.compile_blocks(both)
+    surgery.recompute(both, 1.0)
+    for model in (recomputed, compiled, both):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
         found, _ = gradient_of(model, batches)
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5, msg=name)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        assert bool(graphs) is (model is not recomputed)
 
 
 def test_norms_and_biases_do_not_decay():

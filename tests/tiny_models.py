@@ -1,5 +1,6 @@
 """Tiny random models of every supported family, by transformers, and ours with the same weights."""
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
 def oracle(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The model of transformers, every parameter random (norms and biases too)."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+    model = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name])).eval()  # which it will write into
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             parameter.normal_(1.0 if "norm" in key else 0.0, 0.3)

@@ -24,7 +24,12 @@ from tutelage.text.template import Template
 from tutelage.train.saver import newest
 from tutelage.train.trainer import Trainer
 
-CLOCKS = ("seconds", "tokens_per_second", "peak_memory_bytes")  # of a metrics row: what no two runs share
+CLOCKS = (
+    "seconds",
+    "tokens_per_second",
+    "mfu",
+    "peak_memory_bytes",
+)  # of a metrics row: no two runs share them
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ stands before every text.
 import json
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
-from tutelage.checkpoint.gguf_file import Header
-from tutelage.checkpoint.gguf_tokenizer import Kind, tokenizer_parts
 from tutelage.errors import UserError
+from tutelage.text.sentencepiece_model import Kind, Vocabulary, tokenizer_files
 from tutelage.text.special_tokens import model_ids
 from tutelage.text.tokenizer import Tokenizer
 
@@ -24,28 +24,27 @@ _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 def read_tokenizer_bin(path: Path) -> Tokenizer:
     """The tokenizer in a tokenizer.bin."""
-    pieces, scores = _entries(path)
+    pieces, scores = (list(column) for column in zip(*_entries(path), strict=True))
     if len(pieces) < _FIRST_BYTE + len(_BYTES):
         raise UserError(
             f"{path} holds {len(pieces)} tokens; <unk>, BOS, EOS and 256 bytes alone are "
             f"{_FIRST_BYTE + len(_BYTES)}"
         )
     tokens = ["<unk>", "<s>", "</s>", *_BYTES]
-    kinds = [Kind.UNKNOWN, Kind.CONTROL, Kind.CONTROL, *[Kind.BYTE] * len(_BYTES)]
+    kinds: list[int] = [Kind.UNKNOWN, Kind.CONTROL, Kind.CONTROL, *[Kind.BYTE] * len(_BYTES)]
     tokens += [piece.replace(" ", _SPACE) for piece in pieces[len(tokens) :]]
     kinds += [Kind.NORMAL] * (len(tokens) - len(kinds))
-    settings = {
-        "model": "llama",
-        "tokens": tokens,
-        "scores": scores,
-        "token_type": kinds,
-        "unknown_token_id": _UNK,
-        "bos_token_id": _BOS,
-        "eos_token_id": _EOS,
-    }
-    as_gguf = Header(path, {f"tokenizer.ggml.{key}": value for key, value in settings.items()}, {})
-    tokenizer_json, config = tokenizer_parts(as_gguf)
+    named = {"unk_token": tokens[_UNK], "bos_token": tokens[_BOS], "eos_token": tokens[_EOS]}
+    tokenizer_json, config = tokenizer_files(Vocabulary(tokens, scores, kinds), named)
     return Tokenizer(json.dumps(tokenizer_json, ensure_ascii=False), config)
+
+
+def is_tokenizer_bin(path: Path) -> bool:
+    """Whether a .bin file holds a vocabulary rather than a model."""
+    try:
+        return all(True for _ in _entries(path))
+    except UserError:
+        return False
 
 
 def write_tokenizer_bin(tokenizer: Tokenizer, path: Path, *, vocab_size: int) -> None:
@@ -73,7 +72,9 @@ def write_tokenizer_bin(tokenizer: Tokenizer, path: Path, *, vocab_size: int) ->
 
 
 def _check(tokenizer: Tokenizer, model: dict, vocab_size: int) -> None:
-    remedy = "train such a vocabulary with SentencePiece before the model, or export to another format"
+    remedy = (
+        "learn another with `tutelage tokenizer train --algorithm sentencepiece` and train the model on it"
+    )
     ids = model_ids({"model": model})
     if model["type"] != "BPE" or [ids.get(name) for name in _BYTES] != list(range(3, 259)):
         raise UserError(
@@ -93,17 +94,16 @@ def _check(tokenizer: Tokenizer, model: dict, vocab_size: int) -> None:
         raise UserError(f"the tokenizer has {tokenizer.size} tokens and the model only {vocab_size}")
 
 
-def _entries(path: Path) -> tuple[list[str], list[float]]:
-    """Pieces and scores, in order."""
-    raw = path.read_bytes()
-    pieces, scores, place = [], [], 4  # after the length of the longest
+def _entries(path: Path) -> Iterator[tuple[str, float]]:
+    """Every piece and its score, in order."""
     try:
-        while place < len(raw):
-            score, size = struct.unpack_from("<fI", raw, place)
-            (text,) = struct.unpack_from(f"{size}s", raw, place + 8)
-            pieces.append(text.decode())
-            scores.append(score)
-            place += 8 + size
-    except (struct.error, UnicodeDecodeError, OverflowError) as error:
+        with path.open("rb") as file:
+            (longest,) = struct.unpack("<I", file.read(4))
+            while head := file.read(8):
+                score, size = struct.unpack("<fI", head)
+                text = file.read(min(size, longest + 1))
+                if not 0 < size <= longest or len(text) < size:
+                    raise ValueError(f"a token of {size} bytes, {longest} are the most")
+                yield text.decode(), score
+    except (struct.error, ValueError) as error:
         raise UserError(f"{path} is truncated or not a tokenizer.bin of llama2.c ({error})") from error
-    return pieces, scores

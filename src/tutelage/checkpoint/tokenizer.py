@@ -6,7 +6,7 @@ from pathlib import Path
 from tutelage.checkpoint.gguf_file import header_of
 from tutelage.checkpoint.gguf_tokenizer import tokenizer_parts
 from tutelage.checkpoint.hub import local_path
-from tutelage.checkpoint.llama2c_tokenizer import read_tokenizer_bin
+from tutelage.checkpoint.llama2c_tokenizer import is_tokenizer_bin, read_tokenizer_bin
 from tutelage.errors import UserError
 from tutelage.text.tokenizer import Tokenizer
 
@@ -19,11 +19,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     path = local_path(path)
     if path.suffix == ".model" and path.is_file():
         return Tokenizer.of_sentencepiece(path)
-    if path.name == "tokenizer.bin":
+    if path.suffix == ".bin" and is_tokenizer_bin(path):
         return read_tokenizer_bin(path)
     if path.suffix in (".bin", ".pt"):
         path = path.parent  # llama2.c keeps its tokenizer beside the model
-    if (path / "tokenizer.bin").exists() and not (path / "tokenizer.json").exists():
+    others = ("tokenizer.json", "tokenizer.model")
+    if (path / "tokenizer.bin").exists() and not any((path / name).exists() for name in others):
         return read_tokenizer_bin(path / "tokenizer.bin")
     gguf = find_gguf(path)
     if gguf and not (path / "tokenizer.json").exists():

@@ -61,6 +61,13 @@ class Encoder:
         before = [bos] if bos is not None and _adds_bos(self.tokenizer) else []
         return before, [] if eos is None else [eos]
 
+    def prompt(self, text: str) -> list[int]:
+        """The tokens of a user's question, or, without a template, of the beginning of a text."""
+        if self.template is None:
+            return [*self.frame[0], *self.tokenizer.encode(text)]
+        question = [{"role": "user", "content": text}]
+        return self.template.encode(question, self.tokenizer, reply=True).tokens
+
     def chunk(self, source: Source, lines: np.ndarray, offsets: np.ndarray) -> Chunk:
         """The rows that begin at `offsets`, encoded."""
         rows, faults = list(zip(lines.tolist(), load_rows(source, offsets), strict=True)), Faults()

@@ -85,6 +85,16 @@ class Loader:
         """How many optimizer steps this epoch has, the same on every rank."""
         return -(-self._order.rows(epoch) // (self._rows * self._accumulate * self._world))
 
+    @property
+    def positions(self) -> int:
+        """How many tokens an epoch reads, over all ranks."""
+        return self._order.positions
+
+    @property
+    def context(self) -> float:
+        """How many tokens of its document a position sees in the mean, itself included; of shards about."""
+        return self._order.context
+
     def ids(self, epoch: int, step: int) -> list[str]:
         """The ids of the samples of one step of this rank, in the order in which they are laid."""
         return [

@@ -31,6 +31,12 @@ class Order(Protocol):
     @property
     def length(self) -> int | None: ...  # positions of every row; None: a row is as long as what lies in it
 
+    @property
+    def positions(self) -> int: ...  # of an epoch
+
+    @property
+    def context(self) -> float: ...  # how many tokens of its document a position sees in the mean
+
     def rows(self, epoch: int) -> int: ...
     def row(self, epoch: int, number: int) -> list[Sample]: ...
     def ids(self, epoch: int, number: int) -> list[str]: ...
@@ -45,6 +51,7 @@ class Unpacked:
     def __init__(self, store: SampleStore, *, seed: int, shuffle: bool) -> None:
         self._store, self._seed, self._shuffle = store, seed, shuffle
         self.facts = _facts(store, packing=False, length=0, seed=seed, shuffle=shuffle)
+        self.positions, self.context = _sizes(store)
         self._kept = _Kept(self._plan)
 
     def rows(self, epoch: int) -> int:
@@ -78,6 +85,7 @@ class Packed:
             )
         self._store, self.length, self._seed, self._shuffle = store, length, seed, shuffle
         self.facts = _facts(store, packing=True, length=length, seed=seed, shuffle=shuffle)
+        self.positions, self.context = _sizes(store)
         self._kept = _Kept(self._plan)
 
     def rows(self, epoch: int) -> int:
@@ -136,6 +144,13 @@ def _facts(store: SampleStore, *, packing: bool, length: int, seed: int, shuffle
         "seed": seed if shuffle else 0,
         "shuffling": shuffle,
     }
+
+
+def _sizes(store: SampleStore) -> tuple[int, float]:
+    """Positions in all, and how many a position sees in the mean."""
+    sizes = store.positions.astype(np.float64)
+    total = sizes.sum()
+    return int(total), float((sizes * (sizes + 1) / 2).sum() / max(total, 1.0))
 
 
 def _chance(seed: int, epoch: int) -> np.random.Generator:

@@ -42,6 +42,11 @@ class Source:
     unit: Literal["line", "record", "file"] = "line"  # what a row of text is of its file
     key: str = ""  # under which a record has its text
 
+    def __str__(self) -> str:
+        """The path as it may be given on a command line."""
+        forms = {"line": self.kind, "record": "jsonl", "file": "document"}
+        return f"{forms[self.unit]}:{self.path}"
+
 
 @dataclass(slots=True)
 class Faults:
@@ -126,24 +131,22 @@ def load_rows(source: Source, offsets: Sequence[int] | np.ndarray) -> Iterator[A
             yield _parse(source, file.read() if source.unit == "file" else file.readline(LONGEST_LINE + 2))
 
 
-def raw_lines(source: Source, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes without line end) of the lines that begin at bytes `start` to `stop`, blank ones not."""
+def rows_between(source: Source, start: int, stop: int) -> Iterator[tuple[int, Any, str | None]]:
+    """(offset, row, None) or (offset, None, fault) of the rows that begin at bytes `start` to `stop`.
+
+    A record with a blank text gives an empty string; blank lines are no rows, as in `scan`."""
     with source.path.open("rb") as file:
         if start:
             file.seek(start - 1)
             while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
                 pass
         begin = file.tell()
-        for _, offset, raw in _raw_lines(file):
+        for _, offset, raw in _raw_whole(file) if source.unit == "file" else _raw_lines(file):
             if begin + offset >= stop:
                 return
-            yield begin + offset, raw
-
-
-def parse_line(kind: str, raw: bytes) -> tuple[Any, str | None]:
-    """What a line says, messages or text, and None; or None and what is wrong with it."""
-    fault = _fault(kind, raw)
-    return (None, fault) if fault else (_parse(kind, raw), None)
+            fault = _fault(source, raw)
+            row = "" if fault == _NO_ROW else None if fault else _parse(source, raw)
+            yield begin + offset, row, fault or None
 
 
 def _parse_source(given: str) -> Source:

@@ -20,7 +20,7 @@ import numpy as np
 
 from tutelage.data.encode import Encoder
 from tutelage.data.processes import in_processes
-from tutelage.data.read import FAULTS_NAMED, Faults, Source, parse_line, raw_lines
+from tutelage.data.read import FAULTS_NAMED, Faults, Source, rows_between
 from tutelage.data.shards import FORMAT, token_dtype
 from tutelage.errors import UserError
 
@@ -107,7 +107,7 @@ def build(
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "vocab_size": tokenizer.size,
         "dtype": work.dtype,
-        "sources": [f"{source.kind}:{source.path}" for source in sources],
+        "sources": [str(source) for source in sources],
         "bad_rows_skipped": faults.count,
     }
     return {split: _seal(directory / split, len(parts), facts) for split in splits}
@@ -119,10 +119,16 @@ def _parts(sources: Sequence[Source], settings: list[Any]) -> list[Part]:
     size = min(max(sum(stat.st_size for stat in stats) // _PARTS, MIB), 64 * MIB)
     parts: list[Part] = []
     for source, stat in zip(sources, stats, strict=True):
-        whole = source.kind == "document"
+        if source.kind != "text":
+            raise UserError(
+                f"{source.path} holds conversations; shards are made of text: a document a line, or objects "
+                "with a text"
+            )
+        whole = source.unit == "file"
         for start in range(0, max(stat.st_size, 1), max(stat.st_size, 1) if whole else size):
             stop = stat.st_size if whole else min(start + size, stat.st_size)
-            origin = [FORMAT, str(source.path.resolve()), source.kind, stat.st_size, stat.st_mtime_ns]
+            origin = [FORMAT, str(source.path.resolve()), source.unit, source.key]
+            origin += [stat.st_size, stat.st_mtime_ns]
             key = hashlib.sha256(json.dumps([*origin, start, stop, *settings]).encode()).hexdigest()[:32]
             parts.append(Part(len(parts), source, start, stop, key))
     return parts
@@ -149,10 +155,7 @@ def _build_part(work: Work, part: Part) -> Done:
 
 def _texts(part: Part, done: Done) -> Iterator[str]:
     """The documents of a part; bad rows and empty ones are counted and left out."""
-    for offset, raw in raw_lines(part.source, part.start, part.stop):
-        text, fault = parse_line(part.source.kind, raw)
-        if fault is None and not isinstance(text, str):
-            fault = "a conversation; shards are made of text: one document a line, or objects with a text"
+    for offset, text, fault in rows_between(part.source, part.start, part.stop):
         if fault is not None:
             done.fault_count += 1
             if len(done.faults) < FAULTS_NAMED:

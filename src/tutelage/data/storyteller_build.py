@@ -108,14 +108,16 @@ def write_shard(parts: Path, shard: Shard) -> Counts:
                 continue
             held_out = shard.held_out_every > 0 and number % shard.held_out_every == 0
             split = "val" if held_out else "train"
-            setattr(counts, split, getattr(counts, split) + 1)
-            for kind, row in (
-                ("chats", {"messages": messages}),
-                ("stories", {"text": messages[1]["content"]}),
-            ):
-                files[split, kind].write(json.dumps(row, ensure_ascii=False) + "\n")
+            counts.val += held_out
+            counts.train += not held_out
+            files[split, "chats"].write(_line({"messages": messages}))
+            files[split, "stories"].write(_line({"text": messages[1]["content"]}))
     _write_whole(record, json.dumps({"origin": shard.origin(), "counts": asdict(counts)}))
     return counts
+
+
+def _line(row: dict[str, object]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _skip(shard: Shard, number: int, reason: str, counts: Counts) -> None:

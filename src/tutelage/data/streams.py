@@ -67,6 +67,9 @@ class Streamed:
         self._row_counts = [-(-source.positions // length) for source in self._sources]  # R of each
         self._rows_before = list(accumulate(self._row_counts, initial=0))
         self._shares = streams.shares if shuffle else None
+        self.positions = len(streams)
+        documents = sum(source.meta["documents"] for source in streams.sources)
+        self.context = (min(length, self.positions / max(documents, 1)) + 1) / 2
         self.facts: dict[str, Any] = {
             "data": " ".join(source.fingerprint for source in self._sources),
             "weights": " ".join(map(repr, self._shares or ())),

@@ -20,9 +20,8 @@ from tutelage.errors import UserError
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildPretrainConfig:
     tokenizer: Path  # a directory with a tokenizer: the one that pretraining will use
-    train_data_paths: tuple[
-        str, ...
-    ]  # text:FILE with a document a line, jsonl:FILE with a text in each object
+    train_data_paths: tuple[str, ...]
+    """text:FILE with a document a line, jsonl:FILE with a text in each object, document:FILE, one document"""
     output_dir: Path = Path("shards")
     val_percent: float = 0.0  # of the documents, kept out of training
     skip_bad_rows: bool = False  # count rows that cannot be used and go on without them

@@ -1,12 +1,10 @@
 """From a model, an objective and a loader to a trained model: what all training recipes share."""
 
 import signal
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,14 +17,13 @@ from tutelage.model.transformer import Transformer
 from tutelage.objectives.base import Objective
 from tutelage.recipes.optimizing import optimizer_of, schedule_of
 from tutelage.recipes.training import TrainingConfig
-from tutelage.report.metrics import MetricsFile, TensorBoard, WeightsAndBiases, Writer, read_rows
+from tutelage.recipes.watching import Reporter, Watch, mfu_per_rate, recall, total_steps, writers_of
 from tutelage.report.progress import ProgressBar
 from tutelage.train import optim, parallel, precision, surgery
 from tutelage.train.ema import EMA
-from tutelage.train.evaluate import evaluate
 from tutelage.train.interrupt import Signals
 from tutelage.train.saver import Saver, complete, is_full, newest, read_state
-from tutelage.train.trainer import Metrics, NonFiniteLossError, Trainer, every
+from tutelage.train.trainer import Hook, Metrics, NonFiniteLossError, Trainer, every
 
 _ROWS_NAMED = 20  # of a step that cannot be trained on
 
@@ -65,35 +62,31 @@ def _mine(device: torch.device) -> torch.device:
     return torch.device("cuda", dist.local_rank())
 
 
-def total_steps(config: TrainingConfig, loader: Loader) -> int:
-    """Optimizer steps of the whole run."""
-    if config.train_steps > 0:
-        return config.train_steps
-    return sum(loader.steps_per_epoch(epoch) for epoch in range(config.train_epochs))
-
-
 def fit(
     config: TrainingConfig,
     model: Transformer,
     objective: Objective,
     loader: Loader,
-    validation: Loader | None,
+    watch: Watch,
     directory: Path,
 ) -> Fitted:
     """Train to the end, or save and raise Interrupted at a signal. Resumes if the settings say so."""
     torch.manual_seed(config.seed + dist.rank())  # of dropout
     steps = total_steps(config, loader)
     model.attention_impl = config.attention_impl
-    surgery.recompute(model, config.selective_ac_ratio)
     if config.compile:
         surgery.compile_blocks(model)
+    surgery.recompute(model, config.selective_ac_ratio)
     several = dist.world_size() > 1
     weights = (parallel.shard if several else precision.masters)(model, config.precision)
     optimizer = optimizer_of(config, weights)
     schedule = schedule_of(config, steps)
-    trainer = Trainer(model, objective, loader, optimizer, schedule, steps=steps, clip=config.clip_grad_norm)
+    scale = precision.LossScale() if config.precision == "fp16" else None
+    trainer = Trainer(
+        model, objective, loader, optimizer, schedule, steps=steps, clip=config.clip_grad_norm, scale=scale
+    )
     average = EMA(weights, decay=config.ema_decay) if config.ema_decay else None
-    extra = average.tensors() if average else None
+    extra = {**(average.tensors() if average else {}), **(scale.tensors() if scale else {})}
     saver = Saver(directory / "checkpoints", weights, optimizer, keep=config.max_checkpoints, extra=extra)
     optim.allocate_state(optimizer)
     fitted = Fitted(weights, steps, {}, {}, average)
@@ -102,14 +95,14 @@ def fit(
         state = saver.load(checkpoint)
         trainer.step = state["step"]
         loader.restore(state["data"])
-        fitted.last, fitted.validation = _recall(directory / "metrics.jsonl", trainer.step)
+        fitted.last, fitted.validation = recall(directory / "metrics.jsonl", trainer.step)
     precision.follow(model, weights, optimizer)
     if average:
         average.follow(optimizer)
     try:
         with ExitStack() as stack:
             stack.callback(loader.close)
-            _train(config, trainer, loader, saver, validation, directory, fitted, stack)
+            _train(config, trainer, loader, saver, watch, directory, fitted, stack)
     except NonFiniteLossError as error:
         raise UserError(_non_finite(error, config, loader, saver, trainer.step)) from error
     except OSError as error:
@@ -127,7 +120,7 @@ def _train(
     trainer: Trainer,
     loader: Loader,
     saver: Saver,
-    validation: Loader | None,
+    watch: Watch,
     directory: Path,
     fitted: Fitted,
     stack: ExitStack,
@@ -142,7 +135,7 @@ def _train(
         _rehearse(trainer, loader, bar)
     else:
         saver.prune()  # a kill may have come between the last save and this
-    writers = _writers(config, directory, trainer.step)
+    writers = writers_of(config, directory, trainer.step)
     for writer in writers:
         stack.callback(writer.close)
     signals = stack.enter_context(
@@ -150,8 +143,20 @@ def _train(
             lambda received: bar.say(f"{received.name}: this step ends and is saved; again stops at once")
         )
     )
-    trainer.hooks = _hooks(config, loader, saver, validation, bar, writers, signals, fitted)
+    reporter = Reporter(
+        config=config,
+        watch=watch,
+        bar=bar,
+        writers=writers,
+        directory=directory,
+        average=fitted.average,
+        mfu_per_rate=mfu_per_rate(config, trainer.model.config, loader, trainer.device),
+        last=fitted.last,
+        validated=fitted.validation,
+    )
+    trainer.hooks = [reporter, *_hooks(config, loader, saver, bar, signals)]
     trainer.fit()
+    fitted.last, fitted.validation = reporter.last, reporter.validated
 
 
 def loader_words(config: TrainingConfig) -> str:
@@ -164,23 +169,9 @@ def _hooks(
     config: TrainingConfig,
     loader: Loader,
     saver: Saver,
-    validation: Loader | None,
     bar: ProgressBar,
-    writers: list[Writer],
     signals: Signals,
-    fitted: Fitted,
-) -> list[Any]:
-    def report(trainer: Trainer, metrics: Metrics) -> None:
-        speed = bar.update(trainer.step, metrics)
-        fitted.last = metrics
-        last = trainer.step == trainer.steps
-        if validation is not None and (last or (config.val_freq > 0 and trainer.step % config.val_freq == 0)):
-            with fitted.average.swapped(trainer.model) if fitted.average else nullcontext():
-                fitted.validation = _validate(trainer, validation, bar)
-            metrics = metrics | {f"val_{name}": value for name, value in fitted.validation.items()}
-        for writer in writers:
-            writer.write(trainer.step, {**metrics, **speed})
-
+) -> list[Hook]:
     def save(trainer: Trainer, metrics: Metrics) -> None:
         saver.save(trainer.step, {"data": loader.state()})
 
@@ -199,17 +190,7 @@ def _hooks(
     def prune(trainer: Trainer, metrics: Metrics) -> None:
         saver.prune()
 
-    return [report, prune, every(config.save_freq, save), save_last, stop]
-
-
-def _validate(trainer: Trainer, validation: Loader, bar: ProgressBar) -> Metrics:
-    started = time.perf_counter()
-    values = evaluate(trainer.model, trainer.objective, validation)
-    bar.say(
-        f"step {trainer.step}: validation loss {values['loss']:.4f}, "
-        f"perplexity {values['perplexity']:.2f} ({time.perf_counter() - started:.1f} s)"
-    )
-    return values
+    return [prune, every(config.save_freq, save), save_last, stop]
 
 
 def _rehearse(trainer: Trainer, loader: Loader, bar: ProgressBar) -> None:
@@ -230,35 +211,6 @@ def _try(trainer: Trainer, batches: list[Batch], shape: str) -> None:
             f"not enough memory for the longest micro-batch ({shape}); lower --micro_batch_size_per_gpu (and "
             "raise --gradient_accum_steps to match), lower --max_seq_len, or raise --selective_ac_ratio"
         ) from error
-
-
-def _writers(config: TrainingConfig, directory: Path, step: int) -> list[Writer]:
-    if dist.rank():
-        return []
-    writers: list[Writer] = [
-        MetricsFile(directory / "metrics.jsonl", step=step),
-        TensorBoard(directory / "tensorboard", step=step),
-    ]
-    if config.wandb:
-        writers.append(
-            WeightsAndBiases(
-                project=config.wandb_project,
-                entity=config.wandb_entity,
-                group=config.wandb_group,
-                name=directory.name,
-            )
-        )
-    return writers
-
-
-def _recall(path: Path, step: int) -> tuple[Metrics, Metrics]:
-    """The numbers of a step and of the last validation up to it, as an earlier part of the run wrote them."""
-    rows = [row for row in read_rows(path) if row["step"] <= step]
-    validations = [row for row in rows if "val_loss" in row]
-    validation = validations[-1] if validations else {}
-    return rows[-1] if rows else {}, {
-        name.removeprefix("val_"): value for name, value in validation.items() if name.startswith("val_")
-    }
 
 
 def _non_finite(

@@ -5,9 +5,9 @@
     tutelage generate MODEL --raw --prompt "Once upon a time"
     tutelage generate MODEL --words climb ring messy --stop "The end." --include_stop --stream
 
-MODEL is a Hugging Face directory, a run's --output_dir, a hub id or a GGUF file. A line of a file holds
-{"prompt": "..."} or {"messages": [...]} that end with the user's. Answers are greedy unless --temperature
-is above 0; then each prompt has a seed of its own, and its answer does not depend on the others.
+MODEL is a Hugging Face directory, a run's --output_dir, a hub id, a GGUF file or one of llama2.c. A line of
+a file holds {"prompt": "..."} or {"messages": [...]} that end with the user's. Answers are greedy unless
+--temperature is above 0; then each prompt has a seed of its own, and no answer depends on the others.
 --words asks a storyteller (`tutelage data build storyteller`) for a story in the words it was trained on.
 """
 
@@ -150,13 +150,13 @@ def _requests(config: GenerateConfig, tokenizer: Tokenizer, template: Template |
     from tutelage.data.encode import Encoder
 
     context = load_config(model_path(config.ckpt_paths[0])).max_positions
-    before = Encoder(template, tokenizer).frame[0]
+    encoder = Encoder(None, tokenizer)
     requests: list[_Request] = []
     faults: list[str] = []
     for where, record in _records(config, faults):
         fault = _fault(record, config, template)
         if fault is None and template is None:
-            tokens = [*before, *tokenizer.encode(record["prompt"])]
+            tokens = encoder.prompt(record["prompt"])
         elif fault is None and template is not None:
             tokens = template.encode(_messages(record, config), tokenizer, reply=True).tokens
         else:

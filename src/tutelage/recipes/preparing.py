@@ -19,8 +19,9 @@ from tutelage.data.store import SampleStore
 from tutelage.data.streams import TokenStreams
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
-from tutelage.recipes.fitting import loader_words, total_steps
+from tutelage.recipes.fitting import loader_words
 from tutelage.recipes.training import TrainingConfig
+from tutelage.recipes.watching import total_steps
 from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.train.precision import load_dtype

@@ -29,20 +29,20 @@ class PretrainConfig(TrainingConfig):
     tokenizer: Path | None = None  # a directory with tokenizer.json; default: that of ckpt_paths
     ckpt_paths: tuple[str, ...] = ()  # a model to go on with: an HF directory, a hub id or a .gguf file
     model: str = "stories15M"  # shape of a new model: a name (above) or a config.json; weights are random
-    dim: int | None = None  # default: the model's, as all of these; what is given beats it
-    n_layers: int | None = None
-    n_heads: int | None = None
-    n_kv_heads: int | None = None  # heads that keys and values have; default: as many as before of n_heads
-    ffn_dim: int | None = None  # width of the feed-forward layers; default: in proportion to dim
+    dim: int | None = None  # width; default, as of those below: what the model of that name has
+    n_layers: int | None = None  # default: the model's
+    n_heads: int | None = None  # default: the model's
+    n_kv_heads: int | None = None  # of keys and values; default: the model's, n_heads if it has no groups
+    ffn_dim: int | None = None  # width of the feed-forward layers; default: as wide to dim as the model's
     tied: bool | None = None  # the output head is the embedding; default: the model's
     rope_theta: float | None = None  # default: the model's
     pad_vocab_to_multiple_of: int = 1  # rows of the embedding; those beyond the tokenizer's stay unused
     init_std: float | None = None  # of fresh weights; default: sqrt(2 / (5 dim))
 
-    # Dropout: chances to leave a value out, in training only
-    dropout_embed: float = 0.0  # of embeddings
+    # Dropout in training
+    dropout_embed: float = 0.0  # chance of an embedding's value to be left out
     dropout_attn: float = 0.0  # of attention weights; the fastest attention kernels cannot
-    dropout_resid: float = 0.0  # of what attention and feed-forward layers add to the residual
+    dropout_resid: float = 0.0  # of what attention and feed-forward layers add
     dropout_head: float = 0.0  # of the hidden states that the head sees
 
     # Data
@@ -54,7 +54,7 @@ class PretrainConfig(TrainingConfig):
     micro_batch_size_per_gpu: int = 32
     lr: float = 5e-4
     lr_scheduler: Literal["linear", "cosine", "constant", "wsd"] = "cosine"
-    warmup_steps: int | None = None  # that the rate rises over; default: 100
+    warmup_steps: int | None = None  # of the warm-up, in which the rate rises; default: 100
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     wd: float = 0.1
@@ -120,6 +120,8 @@ def run(config: PretrainConfig) -> None:
     from tutelage.recipes.preparing import check_resume, loaders, plan
     from tutelage.recipes.run_directory import open_run
     from tutelage.recipes.shaping import existing, new
+    from tutelage.recipes.watching import Watch, sampler_of
+    from tutelage.text.token_bytes import token_bytes
     from tutelage.train.precision import load_dtype
 
     device = device_of(config)
@@ -134,6 +136,7 @@ def run(config: PretrainConfig) -> None:
         allow_unmasked=True,
         weights=config.train_data_weights,
     )
+    sampler = sampler_of(config, tokenizer, None)
     plan(config, model_config, training, device)
     check_resume(config, model_config, training)
     if config.dry_run:
@@ -153,7 +156,8 @@ def run(config: PretrainConfig) -> None:
         head=config.dropout_head,
     )
     objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
-    fitted = fit(config, model, objective, training, validation, directory)
+    watch = Watch(validation, torch.from_numpy(token_bytes(tokenizer)), sampler)
+    fitted = fit(config, model, objective, training, watch, directory)
     hand_over(
         fitted,
         model,

@@ -14,7 +14,15 @@ from tutelage import dist
 from tutelage.config import dump
 from tutelage.errors import UserError
 
-_PARTS = ("config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "model", "report.html")
+_PARTS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "model",
+    "report.html",
+)
 
 
 def open_run(config: Any, stage: str) -> Path:

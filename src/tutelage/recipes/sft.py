@@ -46,6 +46,7 @@ def run(config: SFTConfig) -> None:
     from tutelage.recipes.inference import model_path
     from tutelage.recipes.preparing import check_model, check_resume, loaders, plan, text_of
     from tutelage.recipes.run_directory import open_run
+    from tutelage.recipes.watching import Watch, sampler_of
     from tutelage.train.precision import load_dtype
 
     device = device_of(config)
@@ -61,6 +62,7 @@ def run(config: SFTConfig) -> None:
         too_long=config.too_long,
         allow_unmasked=config.allow_unmasked,
     )
+    sampler = sampler_of(config, tokenizer, template)
     plan(config, model_config, training, device)
     check_resume(config, model_config, training)
     if config.dry_run:
@@ -68,7 +70,8 @@ def run(config: SFTConfig) -> None:
     directory = open_run(config, "sft")
     model = load_model(base, dtype=load_dtype(config.precision), device=device)
     objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
-    fitted = fit(config, model, objective, training, validation, directory)
+    watch = Watch(validation, sampler=sampler)
+    fitted = fit(config, model, objective, training, watch, directory)
     stops = tuple(sorted({*template.stop_ids(tokenizer), *model_config.eos}))
     hand_over(
         fitted,

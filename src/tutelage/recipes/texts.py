@@ -45,11 +45,12 @@ def sample_bytes(chosen: list[Rows], limit: int) -> list[Rows]:
     if size <= limit:
         return chosen
     share = limit / size
+    fewer = [rows.sample(max(share, 1 / len(rows))) for rows in chosen]  # of each path one row at least
     say(
-        f"learning from {share:.1%} of the rows, drawn by chance: they have about {size:,.0f} bytes of "
-        f"text, and --max_train_bytes is {limit:,}"
+        f"learning from {sum(map(len, fewer)):,} of {sum(map(len, chosen)):,} rows, drawn by chance: all "
+        f"have about {size:,.0f} bytes of text, and --max_train_bytes is {limit:,}"
     )
-    return [rows.sample(max(share, 1 / len(rows))) for rows in chosen]
+    return fewer
 
 
 def texts(chosen: Sequence[Rows]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Learn a vocabulary from text, whose tokens spell every text there is.
+"""Learn a vocabulary from text, with control tokens for conversations to come.
 
     tutelage tokenizer train --train_data_paths text:stories.txt --vocab_size 768 --output_dir TOK
 
@@ -46,7 +46,7 @@ class TokenizerTrainConfig:
     cache_dir: Path | None = None  # of data sets written out as files; default ~/.cache/tutelage
 
     # the vocabulary
-    algorithm: Literal["byte_bpe", "sentencepiece", "char"] = "byte_bpe"
+    algorithm: Literal["byte_bpe", "sentencepiece", "char"] = "byte_bpe"  # what a token is made of
     vocab_size: int = 4096  # tokens in all: control tokens, 256 bytes, and what is merged; of char, the most
     template_config: str = "chatml"  # chat template whose control tokens are kept: built-in or a YAML file
     reserved_tokens: int = 0  # control tokens without a meaning yet: <|reserved_special_token_0|> and on

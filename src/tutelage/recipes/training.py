@@ -35,26 +35,27 @@ class TrainingConfig:
     gradient_accum_steps: int = 1  # forward passes an optimizer step
     train_epochs: int = 1
     train_steps: int = -1  # optimizer steps; above 0 it overrides train_epochs and repeats the data
+    train_tokens: int = -1  # the same in tokens, rounded up to whole steps
 
     # Optimizer
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of matrices inside blocks; adamw has the rest
     lr: float = 2e-5
-    muon_lr: float | None = None  # of what Muon trains; default: lr, whose size of steps Muon's have
+    muon_lr: float | None = None  # of what Muon trains; default: lr, since its steps have the size of AdamW's
     lr_scheduler: Literal["linear", "cosine", "constant", "wsd"] = "linear"  # wsd: warm-up, stable, decay
-    warmup_steps: int | None = None  # that the rate rises over; default: 0
-    warmup_ratio: float | None = None  # the same as a share of all steps; default: warmup_steps counts
-    warmup_init_lr_ratio: float = 0.0  # of lr, what the warm-up rises from
-    min_lr_ratio: float = 0.0  # of lr, what linear, cosine and wsd fall to
-    decay_ratio: float = 0.2  # share of all steps that wsd falls in, at the end
-    decay_in_warmup: bool = False  # linear and cosine begin to fall at step 0, times the warm-up
+    warmup_steps: int | None = None  # of the warm-up, in which the rate rises; default: 0
+    warmup_ratio: float | None = None  # the warm-up as a share of all steps; default: by warmup_steps
+    warmup_init_lr_ratio: float = 0.0  # where the warm-up begins, as a share of lr
+    min_lr_ratio: float = 0.0  # where linear, cosine and wsd end, as a share of lr
+    decay_ratio: float = 0.2  # share of all steps, the last ones, in which wsd falls
+    decay_in_warmup: bool = False  # linear and cosine fall from step 0, and the warm-up multiplies them
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-6
     wd: float = 0.0  # weight decay; of matrices only, never of norms and biases
     clip_grad_norm: float = 1.0  # largest gradient norm; 0: no clipping
-    ema_decay: float = 0.0  # of a running average of the weights, validated and exported; 0: there is none
+    ema_decay: float = 0.0  # of an average of the weights, which is validated and exported; 0: none
 
     # Precision and memory
-    precision: Literal["fp32", "bf16", "bf16_pure"] = "bf16"  # bf16 keeps float32 masters, bf16_pure does not
+    precision: Literal["fp32", "bf16", "bf16_pure", "fp16"] = "bf16"  # fp16: for GPUs without bf16
     fp32_logits: bool = False  # the head's matmul in float32 too; softmax and loss always are
     attention_impl: Literal["auto", "eager", "sdpa", "flash"] = "auto"  # flash needs a GPU
     selective_ac_ratio: float = 0.0  # share of blocks whose activations are computed again, to save memory
@@ -71,6 +72,10 @@ class TrainingConfig:
     val_freq: int = 100  # steps between validations
     save_freq: int = 500  # steps between checkpoints
     max_checkpoints: int = 1  # newest ones that are kept
+    sample_prompts: tuple[str, ...] = ()  # that the model goes on from now and then: OUT/samples.jsonl
+    sample_freq: int = 500  # steps between samples
+    sample_tokens: int = 100  # of each sample, at most
+    sample_temperature: float = 0.8  # 0: always the likeliest token
     no_visualize_dataset: bool = False  # do not print samples at the start
 
     # Weights & Biases
@@ -94,6 +99,8 @@ class TrainingConfig:
             problems.append("attention_impl flash needs a GPU; sdpa is the fast one on CPU")
         if self.wandb and find_spec("wandb") is None:
             problems.append("wandb is on, but its package is missing: pip install 'tutelage[wandb]'")
+        if self.train_steps > 0 and self.train_tokens > 0:
+            problems.append("train_steps and train_tokens both say how long to train; give one of them")
         if self.resume and self.overwrite:
             problems.append("resume and overwrite exclude each other")
         if self.warmup_ratio is not None and self.warmup_steps is not None:
@@ -130,16 +137,21 @@ _BOUNDS = (
             "train_epochs",
             "max_checkpoints",
             "num_data_workers",
+            "sample_tokens",
         ),
         lambda value: value >= 1,
         "at least 1",
     ),
     (
-        ("num_loader_workers", "warmup_steps", "wd", "clip_grad_norm", "lr", "muon_lr"),
+        ("sample_temperature", "num_loader_workers", "warmup_steps", "wd", "clip_grad_norm", "lr", "muon_lr"),
         lambda value: value is None or value >= 0,
         "0 or more",
     ),
-    (("train_steps",), lambda value: value == -1 or value > 0, "above 0, or -1 for train_epochs"),
+    (
+        ("train_steps", "train_tokens"),
+        lambda value: value == -1 or value > 0,
+        "above 0, or -1 for train_epochs",
+    ),
     (
         ("selective_ac_ratio", "warmup_ratio", "warmup_init_lr_ratio", "min_lr_ratio", "decay_ratio"),
         lambda value: value is None or 0 <= value <= 1,

@@ -60,9 +60,10 @@ class ProgressBar:
         pace = metrics["seconds"]
         self._pace = self._pace * STEADINESS + pace * (1 - STEADINESS) if self._pace else pace
         memory = peak_memory()
+        mfu = f"  MFU {metrics['mfu']:.0%}" if "mfu" in metrics else ""
         numbers = (
             f"loss {metrics['loss']:.4f}  lr {metrics['lr']:.2e}  norm {metrics['grad_norm']:.2f}  "
-            f"{self._rate:,.0f} tokens/s  {memory / 2**30:.2f} GiB"
+            f"{self._rate:,.0f} tokens/s{mfu}  {memory / 2**30:.2f} GiB"
         )
         if self.console.is_terminal:
             self._bar.update(self._task, completed=step, numbers=numbers)

@@ -153,10 +153,14 @@ def beginning(content: str, token: int) -> dict[str, Any]:
 
 
 def tokenizer_json(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`tokenizer.json` and `tokenizer_config.json`, parsed, of a tokenizer.model; ValueError as `read_model`.
+    """`tokenizer_files` of a tokenizer.model; ValueError as `read_model`."""
+    return tokenizer_files(*read_model(content))
+
+
+def tokenizer_files(vocabulary: Vocabulary, named: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`tokenizer.json` and `tokenizer_config.json`, parsed; `named` are bos_token, eos_token and their kin.
 
     A text begins with BOS where there is one, as with Llama 2."""
-    vocabulary, named = read_model(content)
     added = added_tokens(vocabulary.tokens, vocabulary.kinds, (Kind.CONTROL, Kind.USER_DEFINED, Kind.UNKNOWN))
     made = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
     made |= tokenizer_parts(vocabulary)
@@ -164,7 +168,6 @@ def tokenizer_json(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     if "bos_token" in named:
         bos = named["bos_token"]
         made["post_processor"] = beginning(bos, vocabulary.tokens.index(bos))
-        config["add_bos_token"] = True
     return made, config
 
 

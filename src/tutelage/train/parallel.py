@@ -1,6 +1,7 @@
 """A model over several processes: FSDP2, which keeps a share of every weight, gradient and state on each."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,15 @@ def reshard(model: nn.Module) -> None:
     """Forget gathered weights, so that the next forward pass gathers them as they are now."""
     if isinstance(model, FSDPModule):
         model.reshard()
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Inside, what no block has (head and embedding) is whole on every process, as generating needs."""
+    if isinstance(model, FSDPModule):
+        model.unshard()
+    yield
+    reshard(model)
 
 
 def whole(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

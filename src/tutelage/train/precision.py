@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-Precision = Literal["fp32", "bf16", "bf16_pure"]
+Precision = Literal["fp32", "bf16", "bf16_pure", "fp16"]
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def load_dtype(precision: Precision) -> torch.dtype:
@@ -16,7 +17,7 @@ def load_dtype(precision: Precision) -> torch.dtype:
 
 def compute_dtype(precision: Precision) -> torch.dtype:
     """In which dtype the model computes."""
-    return torch.float32 if precision == "fp32" else torch.bfloat16
+    return _DTYPES.get(precision, torch.bfloat16)
 
 
 def stored_dtype(precision: Precision) -> torch.dtype:
@@ -27,8 +28,8 @@ def stored_dtype(precision: Precision) -> torch.dtype:
 def masters(model: nn.Module, precision: Precision) -> dict[str, nn.Parameter]:
     """Put the model into its compute dtype and return what the optimizer trains, by name.
 
-    fp32 and bf16_pure train the model's own parameters. bf16 trains float32 copies: a gradient moves to its
-    master as soon as the backward pass has formed it, so micro-batches add up in float32.
+    fp32 and bf16_pure train the model's own parameters. bf16 and fp16 train float32 copies: a gradient moves
+    to its master as soon as the backward pass has formed it, so micro-batches add up in float32.
     """
     if precision == "fp32":
         model.float()
@@ -36,14 +37,14 @@ def masters(model: nn.Module, precision: Precision) -> dict[str, nn.Parameter]:
     if precision == "bf16_pure":
         model.bfloat16()
         return dict(model.named_parameters())
-    copies = {}
+    copies, dtype = {}, compute_dtype(precision)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            parameter.data = parameter.data.bfloat16()
+            parameter.data = parameter.data.to(dtype)
             copies[name] = parameter
             continue
         master = nn.Parameter(parameter.detach().float())
-        parameter.data = parameter.data.bfloat16()
+        parameter.data = parameter.data.to(dtype)
         parameter.register_post_accumulate_grad_hook(lambda p, master=master: _hand_over(p, master))
         copies[name] = master
     return copies
@@ -63,6 +64,39 @@ def follow(model: nn.Module, masters: dict[str, nn.Parameter], optimizer: Optimi
 
     copy()
     optimizer.register_step_post_hook(copy)
+
+
+class LossScale:
+    """A factor of the loss that keeps float16 gradients from vanishing (https://arxiv.org/abs/1710.03740).
+
+    Halved when a gradient overflows, doubled after `patience` steps without. It begins at 1, because totals
+    are sums over thousands of tokens and not means.
+    """
+
+    def __init__(self, patience: int = 500) -> None:
+        self._patience = patience
+        self._state = torch.tensor([1.0, 0.0], dtype=torch.float64)  # the factor, steps since it changed
+
+    @property
+    def value(self) -> float:
+        """What to multiply the loss by."""
+        return float(self._state[0])
+
+    def update(self, finite: bool) -> bool:
+        """Take note of a step; returns False when the factor is so low that it cannot be to blame."""
+        factor, steps = self._state.tolist()
+        if not finite:
+            factor, steps = factor / 2, 0
+        elif steps + 1 == self._patience:
+            factor, steps = factor * 2, 0
+        else:
+            steps += 1
+        self._state.copy_(torch.tensor([factor, steps], dtype=torch.float64))
+        return factor >= 2.0**-24
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of it, to be filled in place when a run is resumed."""
+        return {"loss_scale": self._state}
 
 
 def _hand_over(parameter: Tensor, master: nn.Parameter) -> None:

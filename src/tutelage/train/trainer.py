@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from tutelage import dist
 from tutelage.data.batch import Batch
 from tutelage.objectives.base import Objective
+from tutelage.train.precision import LossScale
 
 Metrics = dict[str, float]
 Hook = Callable[["Trainer", Metrics], None]
@@ -46,6 +47,7 @@ class Trainer:
         steps: int,
         clip: float = 0.0,
         hooks: Sequence[Hook] = (),
+        scale: LossScale | None = None,
     ):
         self.model = model
         self.objective = objective
@@ -55,6 +57,7 @@ class Trainer:
         self.steps = steps
         self.clip = clip  # largest gradient norm; 0: no clipping
         self.hooks = hooks
+        self.scale = scale  # of the loss, where gradients are float16
         self.step = 0  # steps done
         self.device = next(model.parameters()).device
         for group in optimizer.param_groups:
@@ -73,7 +76,8 @@ class Trainer:
     def train_step(self, batches: list[Batch]) -> Metrics:
         """One update by the gradient of (sum of totals) / (sum of weights) over micro-batches and ranks.
 
-        Raises NonFiniteLossError, weights untouched, when the loss or the gradient's norm is inf or NaN.
+        Raises NonFiniteLossError, weights untouched, when the loss or the gradient's norm is inf or NaN; with
+        a `scale` that can be lowered, a step whose gradient overflows is left out instead.
         """
         factor = self.schedule(self.step)
         for group in self.optimizer.param_groups:
@@ -85,16 +89,22 @@ class Trainer:
         values = torch.stack([*sums.values(), norm.float()]).tolist()  # the step's one wait for the device
         report = dict(zip([*sums, "grad_norm"], values, strict=True))
         weight = report.pop("weight")
-        loss, norm_value = report.pop("total") / (weight or 1.0), report["grad_norm"] / (weight or 1.0)
-        if not (math.isfinite(loss) and math.isfinite(norm_value)):
+        divisor = (weight or 1.0) * (self.scale.value if self.scale else 1.0)
+        loss, norm_value = report.pop("total") / (weight or 1.0), report.pop("grad_norm") / divisor
+        finite = math.isfinite(norm_value)
+        left_out = self.scale is not None and self.scale.update(finite) and not finite
+        if not math.isfinite(loss) or not (finite or left_out):
             self.optimizer.zero_grad()
             raise NonFiniteLossError(f"step {self.step + 1}: loss {loss}, gradient norm {norm_value}")
-        shrink = min(1.0, self.clip / norm_value) if self.clip and norm_value else 1.0
-        torch._foreach_mul_(gradients, shrink / (weight or 1.0))  # pyright: ignore[reportPrivateImportUsage]
-        self.optimizer.step()
+        if not left_out:
+            shrink = min(1.0, self.clip / norm_value) if self.clip and norm_value else 1.0
+            torch._foreach_mul_(gradients, shrink / divisor)  # pyright: ignore[reportPrivateImportUsage]
+            self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.scale:
+            report |= {"loss_scale": self.scale.value * (weight or 1.0)}
         counts = {name: report.pop(name) for name in ("tokens", "learned")}
-        objective = {name: value / (weight or 1.0) for name, value in report.items() if name != "grad_norm"}
+        objective = {name: value / (weight or 1.0) for name, value in report.items()}
         lr = self.optimizer.param_groups[0]["lr"]
         return {"loss": loss, "lr": lr, "grad_norm": norm_value, **counts, **objective}
 
@@ -111,7 +121,7 @@ class Trainer:
         for batch in batches:
             batch = batch.to(self.device)
             loss = self.objective(self.model, batch)
-            loss.total.backward()
+            (loss.total * self.scale.value if self.scale else loss.total).backward()
             counts = {"tokens": (batch.docs >= 0).sum(), "learned": (batch.weights != 0).sum()}
             parts = {"total": loss.total.detach(), "weight": loss.weight, **counts, **loss.metrics}
             for name, value in parts.items():

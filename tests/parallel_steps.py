@@ -65,7 +65,10 @@ CASES = {
     "recomputed": Case(recompute=0.5),
     "bf16": Case(kind="bf16"),
     "bf16, tied": Case(kind="bf16", tied=True),
+    "bf16_pure": Case(kind="bf16_pure"),
+    "fp16": Case(kind="fp16"),
     "compiled": Case(compiled=True),
+    "compiled, recomputed": Case(compiled=True, recompute=0.5, tied=True),
 }
 
 
@@ -80,10 +83,9 @@ def steps(case: Case) -> dict[str, Tensor]:
 def _steps(case: Case) -> dict[str, Tensor]:
     world = dist.world_size()
     model = tiny(tied=case.tied)
-    if case.recompute:
-        surgery.recompute(model, case.recompute)
     if case.compiled:
         surgery.compile_blocks(model)
+    surgery.recompute(model, case.recompute)
     weights = (parallel.shard if world > 1 else precision.masters)(model, case.kind)
     settings = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-3, "wd": 0.1}  # eps: no noise becomes a step
     if case.optimizer == "muon":
@@ -107,7 +109,8 @@ def _steps(case: Case) -> dict[str, Tensor]:
     data = loader(case, world, training=True)
     held_out = loader(case, world, training=False)
     schedule = optim.schedule("linear", steps=STEPS, warmup=1)
-    trainer = Trainer(model, NextToken(), data, optimizer, schedule, steps=STEPS, clip=1.0)
+    scale = precision.LossScale(patience=2) if case.kind == "fp16" else None
+    trainer = Trainer(model, NextToken(), data, optimizer, schedule, steps=STEPS, clip=1.0, scale=scale)
     trainer.rehearse(data.longest())
 
     def report(trainer: Trainer, metrics: dict[str, float]) -> None:

@@ -8,7 +8,7 @@ from parallel_runs import HERE, ended, torchrun
 from parallel_steps import CASES, steps
 from safetensors.torch import load_file
 
-SLOW = ["compiled", "muon", "packed", "tied"]
+SLOW = ["compiled", "compiled, recomputed", "muon", "packed", "tied", "bf16_pure", "by sequence", "plain"]
 QUICK = [name for name in CASES if name not in SLOW]
 
 
@@ -34,8 +34,9 @@ def two(tmp_path_factory):
 def compare(name, found):
     expected = steps(CASES[name])
     assert found.keys() == expected.keys()
-    # Muon makes matrices orthogonal in bfloat16, whose rounding depends on how they are cut.
-    near = 1e-5 if name != "muon" else 1e-3
+    # Muon makes matrices orthogonal in bfloat16, whose rounding depends on how they are cut; where gradients
+    # are bfloat16 too, sums of them depend on their order.
+    near = {"muon": 1e-3, "bf16_pure": 1e-2}.get(name, 1e-5)
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=near, atol=near, msg=lambda m, k=key: f"{k}: {m}")
     gradients = [key for key in found if key.startswith("gradient 3 ")]

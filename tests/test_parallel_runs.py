@@ -30,7 +30,7 @@ def runs(made):
     """The place of all runs: `one` process, `two`, ended by signals and resumed, here and there."""
     place = made.place / "runs"
     place.mkdir()
-    data = {"val_data_paths": made.held_out}
+    data = {"val_data_paths": made.held_out, "sample_prompts": "hi", "sample_freq": 2, "sample_tokens": 5}
     with pytest.MonkeyPatch.context() as patch:
         watch = watched(patch)
         assert run(*made.sft(place / "one" / "out", **ONE, **data)).code == 0
@@ -101,8 +101,10 @@ def close(one, other):
 
 
 def test_fine_tuning_by_two_processes_is_that_by_one(runs):
-    """Every weight, every optimizer state and every reported number, and the samples of every step."""
+    """Every weight, optimizer state and number, the text it writes, and the samples of every step."""
     close(runs / "one" / "out", runs / "two" / "out")
+    written = [(runs / name / "out" / "samples.jsonl").read_text() for name in ("one", "two", "two_to_two")]
+    assert written[0] == written[1] == written[2] and len(written[0].splitlines()) == 3
     codes, ids = seen(runs / "two" / "out")
     alone = json.loads((runs / "one.ids.json").read_text())
     assert codes == [0, 0]

@@ -42,9 +42,13 @@ def begun(processes: int, notes: Path, words: list[str], log: Path) -> subproces
 
 
 def kill(process: subprocess.Popen) -> None:
-    """kill -9, of torchrun and with it of all that it started; returns when the last is gone."""
+    """kill -9, of torchrun and of all that it started; returns when the last is gone."""
+    process.send_signal(signal.SIGSTOP)  # it starts no more of them meanwhile
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGKILL)
+    for pid in children:
+        if alive(pid):
+            os.kill(int(pid), signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     deadline = time.monotonic() + 20
     while any(alive(pid) for pid in children):

@@ -38,19 +38,18 @@ def ended(process: subprocess.Popen, log: Path, *, seconds: float = 150) -> Ende
     return Ended(code, "", log.read_text())
 
 
-def all_of(
-    place: Path, runs: list[list[str]], *, processes: int = 2, stops: dict[int, int] | None = None
-) -> None:
-    """Run commands under one torchrun; `stops`: by run the step in which the last process gets SIGTERM.
+def all_of(place: Path, runs: list[list[str]], mishaps: dict[int, dict]) -> str:
+    """Run commands in two processes, under one torchrun; returns what they say.
 
-    Each writes the ids of its samples by step and rank, and the exit code, beside its output directory.
+    `mishaps` has, by the number of a run, what a `Watch` makes of the steps of its last process. Each run
+    leaves the ids of its samples by step and rank, and the exit codes, beside its output directory.
     """
-    stops = stops or {}
-    listed = [[words, stops.get(number, 0)] for number, words in enumerate(runs)]
+    listed = [[words, mishaps.get(number, {})] for number, words in enumerate(runs)]
     (place / "runs.json").write_text(json.dumps(listed))
     log = place / "torchrun.log"
-    done = ended(torchrun(processes, HERE / "parallel_runs.py", place / "runs.json", log=log), log)
+    done = ended(torchrun(2, HERE / "parallel_runs.py", place / "runs.json", log=log), log)
     assert done.code == 0, done.err
+    return done.err
 
 
 def seen(out: Path, processes: int = 2) -> tuple[list[int], dict[int, list[str]]]:
@@ -61,17 +60,18 @@ def seen(out: Path, processes: int = 2) -> tuple[list[int], dict[int, list[str]]
     return [report["code"] for report in reports], ids
 
 
-def main(runs: list[tuple[list[str], int]]) -> None:
+def main(runs: list[tuple[list[str], dict]]) -> None:
     """Run each command to its end in this process, which meets the others once."""
     dist.start()
     rank = dist.rank()
-    for words, stop in runs:
+    for words, mishaps in runs:
         with pytest.MonkeyPatch.context() as patch:
             for name in ("start", "stop"):
                 patch.setattr(dist, name, lambda: None)
             watch, code = watched(patch), 0
-            if stop and rank == dist.launched() - 1:
-                watch.signals = {stop: signal.SIGTERM}
+            if rank == dist.launched() - 1:
+                watch.signals = {int(step): signal.SIGTERM for step in mishaps.get("signals", [])}
+                watch.poison = set(mishaps.get("poison", []))
             try:
                 run_here(words)
             except SystemExit as end:

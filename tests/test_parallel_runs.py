@@ -2,11 +2,13 @@
 
 import json
 import signal
+import subprocess
 import time
 
 import pytest
 import torch
 from parallel_runs import HERE, all_of, ended, seen, torchrun
+from small_disk import small_disk
 from tiny_runs import differences, leavings, material, metrics, run, watched
 from transformers import AutoModelForCausalLM
 
@@ -38,7 +40,7 @@ def runs(made):
         watch.signals = {3: signal.SIGTERM}
         assert run(*made.sft(place / "one_to_two" / "out", **ONE, **data)).code == 143
     terminated(made.sft(place / "terminated" / "out", **LONG), place)
-    all_of(
+    said = all_of(
         place,
         [
             made.sft(place / "two" / "out", **TWO, **data),
@@ -51,9 +53,11 @@ def runs(made):
             made.pretrain(place / "rich_broken" / "out", "--resume", **RICH),
             made.sft(place / "long" / "out", **LONG),
             made.sft(place / "terminated" / "out", "--resume", **LONG),
+            made.sft(place / "poisoned" / "out", **TWO),
         ],
-        stops={1: 3, 2: 3, 6: 4},
+        {1: {"signals": [3]}, 2: {"signals": [3]}, 6: {"signals": [4]}, 10: {"poison": [2]}},
     )
+    (place / "said").write_text(said)
     assert run(*made.sft(place / "two_to_one" / "out", "--resume", **ONE, **data)).code == 0
     return place
 
@@ -140,6 +144,15 @@ def test_the_exported_model_loads_in_transformers(runs):
     torch.testing.assert_close(answers[0], answers[1], rtol=1e-5, atol=1e-5)
 
 
+def test_a_weight_that_is_no_number_on_one_process_stops_all_and_every_row_is_named(runs, made):
+    codes, ids = seen(runs / "poisoned" / "out")
+    assert codes == [2, 2]
+    errors = [line for line in (runs / "said").read_text().splitlines() if line.startswith("error")]
+    rows = ", ".join(f"{made.chats}:{name.removeprefix('0-')}" for name in ids[2])
+    assert len(errors) == 1 and ": step 2: loss nan, gradient norm nan; the weights" in errors[0]
+    assert f" The step's rows: {rows}; " in errors[0] and len(ids[2]) == 4
+
+
 def test_one_process_writes(runs):
     """A row a step, and the same files as one process leaves."""
     assert [row["step"] for row in metrics(runs / "two" / "out")] == list(range(1, 7))
@@ -185,3 +198,22 @@ def test_a_process_that_fails_alone_ends_all_at_once_in_its_words(tmp_path):
     assert errors == ["error on rank 1: a disk of this machine is gone"], log
     assert time.monotonic() - started < 60
     assert "tutelage/cli.py" not in log, "no traceback of ours"
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_once_and_the_run_goes_on_from_the_last_checkpoint(made, tmp_path):
+    whole, small = tmp_path / "whole" / "out", tmp_path / "small"
+    settings = {**TWO, "train_steps": 9, "save_freq": 1, "max_checkpoints": 9}
+    log = tmp_path / "log"
+    assert ended(torchrun(2, "-m", "tutelage", *made.sft(whole, **settings), log=log), log).code == 0
+    with small_disk(small, 1500) as disk:  # a checkpoint takes 330 kB
+        words = made.sft(disk / "out", **settings)
+        errors, log_text = told(log, "-m", "tutelage", *words)
+        assert len(errors) == 1 and errors[0].startswith("error: ") and ": the disk is full, " in errors[0], (
+            log_text
+        )
+        assert "tutelage/cli.py" not in log_text, "no traceback of ours"
+        subprocess.run(["mount", "-o", "remount,size=50000k", str(disk)], check=True)
+        resumed = ended(torchrun(2, "-m", "tutelage", *words, "--resume", log=log), log)
+        assert resumed.code == 0, resumed.err
+        assert differences(leavings(whole), leavings(disk / "out")) == []

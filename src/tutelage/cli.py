@@ -104,10 +104,9 @@ def main(argv: list[str] | None = None) -> None:
         _run(words)
         sys.stdout.flush()
     except UserError as error:
-        alone = not error.told_by_all
-        if dist.rank() == 0 or alone:
-            where = f" on rank {dist.rank()}" if alone and dist.world_size() > 1 else ""
-            print(f"error{where}: {error}", file=sys.stderr)
+        if dist.first_to_fail():
+            alone = dist.world_size() > 1 and not error.told_by_all
+            print(f"error{f' on rank {dist.rank()}' if alone else ''}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -119,6 +118,8 @@ def main(argv: list[str] | None = None) -> None:
         )  # or the flush at exit would complain again
         sys.exit(141)
     except Exception as error:
+        if not dist.first_to_fail():  # but in the wake of another process, which has said why
+            sys.exit(1)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f"{error.filename}: " if error.filename else ""
             print(f"error: {where}the disk is full; free some space and try again", file=sys.stderr)
@@ -162,21 +163,18 @@ def _run(words: list[str]) -> None:
         module, config_class = COMMANDS[name].load()
         print(help_text(name, config_class, module.__doc__ or ""), end="")
         return
+    keep_memory()
+    if dist.launched() > 1:
+        dist.start()  # before anything can fail: of the processes that find a mistake one is to tell it
     print_only = {"--print_config", "--print-config"}.intersection(flags)
     name, config = configure([word for word in words if word not in print_only])
-    if print_only:
-        print(dump(config), end="")
-        return
     command = COMMANDS[name]
-    keep_memory()
-    run = getattr(command.load()[0], command.run)
-    if dist.launched() == 1:
-        run(config)
-        return
-    if not command.parallel:
+    if dist.world_size() > 1 and not command.parallel:
         raise UserError(f"{name} runs in one process; start it without torchrun")
-    dist.start()
-    run(config)
+    if not print_only:
+        getattr(command.load()[0], command.run)(config)
+    elif dist.rank() == 0:
+        print(dump(config), end="")
     dist.stop()
 
 

@@ -48,6 +48,18 @@ def stop() -> None:
         group.destroy_process_group()
 
 
+def first_to_fail() -> bool:
+    """Whether no process has asked this before. The others fail of the same or in its wake: one speaks."""
+    group = _process_group()
+    if group is None:
+        return True
+    try:
+        store = group.distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage]
+        return store.add("failed", 1) == 1
+    except RuntimeError:  # nobody is left who counts
+        return True
+
+
 def rank() -> int:
     """The number of this process, 0 when it is alone."""
     group = _process_group()
@@ -70,9 +82,19 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+def gathered(value: T) -> list[T]:
+    """Every process's value, by rank."""
+    group = _process_group()
+    if group is None:
+        return [value]
+    values: list = [None] * group.get_world_size()
+    group.all_gather_object(values, value)
+    return values
+
+
 def largest(value: int) -> int:
     """The largest of all processes' values."""
-    return max(_gathered(value))
+    return max(gathered(value))
 
 
 def together(work: Callable[[], T]) -> T:
@@ -84,7 +106,7 @@ def together(work: Callable[[], T]) -> T:
         result = work()
     except UserError as error:
         failed = str(error)
-    failures = [each for each in _gathered(failed) if each is not None]
+    failures = [each for each in gathered(failed) if each is not None]
     if failures:
         error = UserError(failures[0])
         error.told_by_all = True
@@ -107,16 +129,7 @@ def rank_zero_first(work: Callable[[], T]) -> T:
 def by_rank_zero(work: Callable[[], T]) -> T:
     """What `work` returns on rank 0, for all; the others wait, and fail if it does."""
     result = together(work if rank() == 0 else lambda: None)
-    return _gathered(result)[0]  # type: ignore[return-value]
-
-
-def _gathered(value: T) -> list[T]:
-    group = _process_group()
-    if group is None:
-        return [value]
-    values: list = [None] * group.get_world_size()
-    group.all_gather_object(values, value)
-    return values
+    return gathered(result)[0]  # type: ignore[return-value]
 
 
 def _process_group():

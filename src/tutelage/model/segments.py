@@ -51,7 +51,8 @@ def attend_buckets(
 ) -> Tensor:
     """(B, H, T, C), (B, K, T, C), (B, K, T, C) -> (B, H, T, C), 0 in padding; `masks` by bucket."""
     if not buckets:  # a row of padding, as batches that top up a step are
-        return torch.zeros_like(q)
+        # Not plain zeros: every process must find a gradient for every weight, or FSDP2 fails.
+        return 0 * (q + k[:, :1] + v[:, :1])
     B, H, T, C = q.shape
     flat = [x.transpose(1, 2).reshape(B * T, -1, C) for x in (q, k, v)]  # (B·T, H or K, C)
     outputs = []

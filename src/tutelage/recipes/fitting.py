@@ -223,7 +223,8 @@ def _non_finite(
         kept += (
             f"; {whole[-1]} was made just before and may be spoiled: remove it unless the rows are to blame"
         )
-    places = [_place(name, config.train_data_paths) for name in loader.last_ids]
+    ids = [name for each in dist.gathered(loader.last_ids) for name in each]
+    places = [_place(name, config.train_data_paths) for name in ids]
     rows = ", ".join(places[:_ROWS_NAMED]) + (", ..." if len(places) > _ROWS_NAMED else "")
     return (
         f"{error}; the weights were not touched. The step's rows: {rows}; {kept}. "

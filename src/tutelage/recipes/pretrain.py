@@ -1,6 +1,7 @@
 """Train a new model on plain text: it learns to predict every token. Or go on with one that exists.
 
     tutelage pretrain --tokenizer TOK --train_data_paths text:stories.txt --output_dir OUT
+    tutelage pretrain --tokenizer TOK --train_data_paths shards:SHARDS/train ...
     tutelage pretrain --tokenizer TOK --model smollm2-135m --n_layers 12 ...
     tutelage pretrain --ckpt_paths MODEL ...
 
@@ -8,8 +9,8 @@ TOK is a directory with a tokenizer.json, such as `tutelage tokenizer train` wri
 is one document, closed by the tokenizer's end token; one longer than a row is split, never cut. The result
 lies in OUT/model as a Hugging Face directory that `tutelage sft` takes further.
 
---model is stories260K, stories840K, stories15M, stories42M or stories110M; instruct_llama-1b, -3b or -7b; smollm2-135m or
--360m; qwen2.5-0.5b, -1.5b or -7b; llama3.2-1b or -3b; llama3.1-8b; mistral-7b; or a config.json of your own.
+--model is stories260K, stories840K, stories15M, stories42M or stories110M; instruct_llama-1b, -3b or -7b;
+smollm2-135m or -360m; qwen2.5-0.5b, -1.5b or -7b; llama3.2-1b or -3b; llama3.1-8b; mistral-7b; or a config.json of your own.
 Only the shape is taken, never weights; the vocabulary is the tokenizer's.
 """
 

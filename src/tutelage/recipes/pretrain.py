@@ -10,8 +10,8 @@ is one document, closed by the tokenizer's end token; one longer than a row is s
 lies in OUT/model as a Hugging Face directory that `tutelage sft` takes further.
 
 --model is stories260K, stories840K, stories15M, stories42M or stories110M; instruct_llama-1b, -3b or -7b;
-smollm2-135m or -360m; qwen2.5-0.5b, -1.5b or -7b; llama3.2-1b or -3b; llama3.1-8b; mistral-7b; or a config.json of your own.
-Only the shape is taken, never weights; the vocabulary is the tokenizer's.
+smollm2-135m or -360m; qwen2.5-0.5b, -1.5b or -7b; llama3.2-1b or -3b; llama3.1-8b; mistral-7b; or a
+config.json of your own. Only the shape is taken, never weights; the vocabulary is the tokenizer's.
 """
 
 from dataclasses import dataclass

@@ -62,6 +62,11 @@ def _mine(device: torch.device) -> torch.device:
     return torch.device("cuda", dist.local_rank())
 
 
+def building_device(device: torch.device) -> torch.device:
+    """Where a run's model is built: several processes build it in main memory, and each takes its share."""
+    return torch.device("cpu") if dist.world_size() > 1 else device
+
+
 def fit(
     config: TrainingConfig,
     model: Transformer,

@@ -121,7 +121,7 @@ def run(config: PretrainConfig) -> None:
     from tutelage.checkpoint.hf import load_model
     from tutelage.model.transformer import Transformer, initialise_, set_dropout
     from tutelage.objectives.language import NextToken
-    from tutelage.recipes.fitting import device_of, fit
+    from tutelage.recipes.fitting import building_device, device_of, fit
     from tutelage.recipes.handing_over import hand_over
     from tutelage.recipes.inference import model_path
     from tutelage.recipes.preparing import check_resume, loaders, plan
@@ -151,9 +151,9 @@ def run(config: PretrainConfig) -> None:
         return
     directory = open_run(config, "pretrain")
     if base:
-        model = load_model(base, dtype=load_dtype(config.precision), device=device)
+        model = load_model(base, dtype=load_dtype(config.precision), device=building_device(device))
     else:
-        with torch.device(device):
+        with building_device(device):
             model = Transformer(model_config)
         initialise_(model, seed=config.seed, std=config.init_std)
     set_dropout(

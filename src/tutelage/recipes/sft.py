@@ -41,7 +41,7 @@ def run(config: SFTConfig) -> None:
     """Check everything, load, train, export."""
     from tutelage.checkpoint.hf import load_config, load_model
     from tutelage.objectives.language import NextToken
-    from tutelage.recipes.fitting import device_of, fit
+    from tutelage.recipes.fitting import building_device, device_of, fit
     from tutelage.recipes.handing_over import hand_over
     from tutelage.recipes.inference import model_path
     from tutelage.recipes.preparing import check_model, check_resume, loaders, plan, text_of
@@ -68,7 +68,7 @@ def run(config: SFTConfig) -> None:
     if config.dry_run:
         return
     directory = open_run(config, "sft")
-    model = load_model(base, dtype=load_dtype(config.precision), device=device)
+    model = load_model(base, dtype=load_dtype(config.precision), device=building_device(device))
     objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
     watch = Watch(validation, sampler=sampler)
     fitted = fit(config, model, objective, training, watch, directory)

@@ -33,26 +33,28 @@ def runs(made):
     place = made.place / "runs"
     place.mkdir()
     data = {"val_data_paths": made.held_out, "sample_prompts": "hi", "sample_freq": 2, "sample_tokens": 5}
+    data |= {"ema_decay": 0.9}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tutelage.train.ema.RAMP", 1)  # a few steps show the average, as in those runs
         watch = watched(patch)
         assert run(*made.sft(place / "one" / "out", **ONE, **data)).code == 0
         (place / "one.ids.json").write_text(json.dumps(watch.ids))
         watch.signals = {3: signal.SIGTERM}
         assert run(*made.sft(place / "one_to_two" / "out", **ONE, **data)).code == 143
-    said = all_of(
-        place,
-        [
-            made.sft(place / "two" / "out", **TWO, **data),
-            made.sft(place / "two_to_one" / "out", **TWO, **data),
-            made.sft(place / "two_to_two" / "out", **TWO, **data),
-            made.sft(place / "two_to_two" / "out", "--resume", **TWO, **data),
-            made.sft(place / "one_to_two" / "out", "--resume", **TWO, **data),
-            made.sft(place / "poisoned" / "out", **TWO),
-        ],
-        {1: {"signals": [3]}, 2: {"signals": [3]}, 5: {"poison": [2]}},
-    )
+        said = all_of(
+            place,
+            [
+                made.sft(place / "two" / "out", **TWO, **data),
+                made.sft(place / "two_to_one" / "out", **TWO, **data),
+                made.sft(place / "two_to_two" / "out", **TWO, **data),
+                made.sft(place / "two_to_two" / "out", "--resume", **TWO, **data),
+                made.sft(place / "one_to_two" / "out", "--resume", **TWO, **data),
+                made.sft(place / "poisoned" / "out", **TWO),
+            ],
+            {1: {"signals": [3]}, 2: {"signals": [3]}, 5: {"poison": [2]}},
+        )
+        assert run(*made.sft(place / "two_to_one" / "out", "--resume", **ONE, **data)).code == 0
     (place / "said").write_text(said)
-    assert run(*made.sft(place / "two_to_one" / "out", "--resume", **ONE, **data)).code == 0
     return place
 
 

@@ -68,6 +68,7 @@ def main(runs: list[tuple[list[str], dict]]) -> None:
         with pytest.MonkeyPatch.context() as patch:
             for name in ("start", "stop"):
                 patch.setattr(dist, name, lambda: None)
+            patch.setattr("tutelage.train.ema.RAMP", 1)
             watch, code = watched(patch), 0
             if rank == dist.launched() - 1:
                 watch.signals = {int(step): signal.SIGTERM for step in mishaps.get("signals", [])}

@@ -36,7 +36,7 @@ def compare(name, found):
     assert found.keys() == expected.keys()
     # Muon makes matrices orthogonal in bfloat16, whose rounding depends on how they are cut; where gradients
     # are bfloat16 too, sums of them depend on their order.
-    near = {"muon": 1e-3, "bf16_pure": 1e-2}.get(name, 1e-5)
+    near = {"muon": 5e-3, "bf16_pure": 2e-2}.get(name, 1e-5)
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=near, atol=near, msg=lambda m, k=key: f"{k}: {m}")
     gradients = [key for key in found if key.startswith("gradient 3 ")]

@@ -33,32 +33,48 @@ def runs(made):
     place = made.place / "runs"
     place.mkdir()
     data = {"val_data_paths": made.held_out, "sample_prompts": "hi", "sample_freq": 2, "sample_tokens": 5}
+    data |= {"ema_decay": 0.9}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tutelage.train.ema.RAMP", 1)  # a few steps show the average, as in those runs
         watch = watched(patch)
         assert run(*made.sft(place / "one" / "out", **ONE, **data)).code == 0
         (place / "one.ids.json").write_text(json.dumps(watch.ids))
         watch.signals = {3: signal.SIGTERM}
         assert run(*made.sft(place / "one_to_two" / "out", **ONE, **data)).code == 143
+        said = all_of(
+            place,
+            [
+                made.sft(place / "two" / "out", **TWO, **data),
+                made.sft(place / "two_to_one" / "out", **TWO, **data),
+                made.sft(place / "two_to_two" / "out", **TWO, **data),
+                made.sft(place / "two_to_two" / "out", "--resume", **TWO, **data),
+                made.sft(place / "one_to_two" / "out", "--resume", **TWO, **data),
+                made.sft(place / "poisoned" / "out", **TWO),
+            ],
+            {1: {"signals": [3]}, 2: {"signals": [3]}, 5: {"poison": [2]}},
+        )
+        assert run(*made.sft(place / "two_to_one" / "out", "--resume", **ONE, **data)).code == 0
+    (place / "said").write_text(said)
+    return place
+
+
+@pytest.fixture(scope="module")
+def long_runs(made):
+    """The place of runs with more to resume, and of one that its torchrun was told to end."""
+    place = made.place / "long_runs"
+    place.mkdir()
     terminated(made.sft(place / "terminated" / "out", **LONG), place)
-    said = all_of(
+    all_of(
         place,
         [
-            made.sft(place / "two" / "out", **TWO, **data),
-            made.sft(place / "two_to_one" / "out", **TWO, **data),
-            made.sft(place / "two_to_two" / "out", **TWO, **data),
-            made.sft(place / "two_to_two" / "out", "--resume", **TWO, **data),
-            made.sft(place / "one_to_two" / "out", "--resume", **TWO, **data),
             made.pretrain(place / "rich" / "out", **RICH),
             made.pretrain(place / "rich_broken" / "out", **RICH),
             made.pretrain(place / "rich_broken" / "out", "--resume", **RICH),
             made.sft(place / "long" / "out", **LONG),
             made.sft(place / "terminated" / "out", "--resume", **LONG),
-            made.sft(place / "poisoned" / "out", **TWO),
         ],
-        {1: {"signals": [3]}, 2: {"signals": [3]}, 6: {"signals": [4]}, 10: {"poison": [2]}},
+        {1: {"signals": [4]}},
     )
-    (place / "said").write_text(said)
-    assert run(*made.sft(place / "two_to_one" / "out", "--resume", **ONE, **data)).code == 0
     return place
 
 
@@ -127,12 +143,16 @@ def test_a_run_goes_on_with_another_number_of_processes(runs, name):
     close(runs / "one" / "out", runs / name / "out")
 
 
-def test_muon_averages_dropout_and_recomputation_resume_exactly(runs):
-    assert differences(leavings(runs / "rich" / "out"), leavings(runs / "rich_broken" / "out")) == []
+@pytest.mark.slow
+def test_muon_averages_dropout_and_recomputation_resume_exactly(long_runs):
+    assert (
+        differences(leavings(long_runs / "rich" / "out"), leavings(long_runs / "rich_broken" / "out")) == []
+    )
 
 
-def test_terminated_torchrun_saves_and_resumes_exactly(runs):
-    assert differences(leavings(runs / "long" / "out"), leavings(runs / "terminated" / "out")) == []
+@pytest.mark.slow
+def test_terminated_torchrun_saves_and_resumes_exactly(long_runs):
+    assert differences(leavings(long_runs / "long" / "out"), leavings(long_runs / "terminated" / "out")) == []
 
 
 def test_the_exported_model_loads_in_transformers(runs):
@@ -179,6 +199,7 @@ def test_a_mistake_in_the_data_is_told_once(made, tmp_path):
     assert "tutelage/cli.py" not in log, "no traceback of ours"
 
 
+@pytest.mark.slow
 def test_a_mistake_that_every_process_finds_is_told_once(made, tmp_path):
     words = made.sft(tmp_path / "out", ckpt_paths=tmp_path / "nowhere", **TWO)
     errors, log = told(tmp_path / "log", "-m", "tutelage", *words)
@@ -186,6 +207,7 @@ def test_a_mistake_that_every_process_finds_is_told_once(made, tmp_path):
     assert "tutelage/cli.py" not in log, "no traceback of ours"
 
 
+@pytest.mark.slow
 def test_what_runs_in_one_process_is_refused_under_torchrun(made, tmp_path):
     errors, _ = told(tmp_path / "log", "-m", "tutelage", "generate", made.model, "--prompt", "hi")
     assert len(errors) == 1

@@ -143,10 +143,9 @@ def _train(
     writers = writers_of(config, directory, trainer.step)
     for writer in writers:
         stack.callback(writer.close)
+    again = "; again stops at once" if dist.world_size() == 1 else ""
     signals = stack.enter_context(
-        Signals(
-            lambda received: bar.say(f"{received.name}: this step ends and is saved; again stops at once")
-        )
+        Signals(lambda received: bar.say(f"{received.name}: this step ends and is saved{again}"))
     )
     reporter = Reporter(
         config=config,

@@ -26,7 +26,7 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         again, self.received = self.received is not None, signal.Signals(number)
-        if dist.launched() > 1:  # torchrun sends it too, after the terminal has, and waits for 30 seconds
+        if dist.launched() > 1:  # torchrun may send it more than once, and kills after 30 seconds
             if not again:
                 self._say(self.received)
             return

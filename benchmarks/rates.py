@@ -1,4 +1,4 @@
-"""The bfloat16 matmul rate of this machine, at a large square and at the shapes of the 15M step.
+"""The bfloat16 matmul rate of this machine, at a large square and at the shapes of the pretraining steps.
 
 python -m benchmarks.rates [--tiny]
 """
@@ -16,17 +16,19 @@ from benchmarks.cases import settings
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tiny", action="store_true")
-    of = settings(parser.parse_args().tiny)
-    shape, positions = of.shape, of.rows * of.length
-    square = 64 if of.rows < 32 else 4096
-    shapes = {
-        "square": (square, square, square),
-        "attention projection": (positions, shape.dim, shape.dim),
-        "feed-forward, in": (positions, shape.dim, shape.ffn_dim),
-        "feed-forward, out": (positions, shape.ffn_dim, shape.dim),
-        "head, 512 positions": (512, shape.dim, shape.vocab_size),
-        "head's gradient, 512 positions": (shape.vocab_size, 512, shape.dim),
-    }
+    tiny = parser.parse_args().tiny
+    square = 64 if tiny else 4096
+    shapes = {"square": (square, square, square)}
+    for case in ("pretrain15m", "pretrain110m"):
+        of = settings(case, tiny=tiny)
+        shape, positions = of.shape, of.rows * of.length
+        shapes |= {
+            f"{case}: attention projection": (positions, shape.dim, shape.dim),
+            f"{case}: feed-forward, in": (positions, shape.dim, shape.ffn_dim),
+            f"{case}: feed-forward, out": (positions, shape.ffn_dim, shape.dim),
+            f"{case}: head, 512 positions": (512, shape.dim, shape.vocab_size),
+            f"{case}: head's gradient, 512 positions": (shape.vocab_size, 512, shape.dim),
+        }
     for name, (n, k, m) in shapes.items():
         rates = [rate(n, k, m, clock) for clock in (time.perf_counter, time.process_time)]
         words = {"name": f"{name} ({n} x {k} x {m})", "flops": rates[0], "flops_a_cpu_second": rates[1]}

@@ -11,7 +11,7 @@ WARM_UP = 2  # steps of pretraining before the clock runs; fine-tuning warms up 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A Llama; the default is the 15M model of llama2.c: 15,191,712 parameters."""
+    """A Llama with tied embeddings; the default is the 15M model of llama2.c: 15,191,712 parameters."""
 
     dim: int = 288
     n_layers: int = 6
@@ -44,12 +44,17 @@ class Settings:
     clip: float = 1.0
 
 
-REAL = Settings()
+CASES = {
+    "pretrain15m": Settings(),
+    # llama2.c's 110M: 109,529,856 parameters. Fewer and no longer rows, so that a step on CPU ends soon.
+    "pretrain110m": Settings(shape=Shape(768, 12, 12, 2048), rows=8),
+    "sft": Settings(),
+}
 TINY = Settings(shape=Shape(32, 2, 4, 48, 61), rows=2, length=16, chats=4, micro=2)
 
 
-def settings(tiny: bool) -> Settings:
-    return TINY if tiny else REAL
+def settings(case: str, *, tiny: bool) -> Settings:
+    return TINY if tiny else CASES[case]
 
 
 def documents(of: Settings) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Our contestant: the Trainer with what `tutelage pretrain` and `tutelage sft` put into it.
 
-python -m benchmarks.ours pretrain15m|sft [--compile] [--profile] [--tiny]
+python -m benchmarks.ours pretrain15m|pretrain110m|sft [--compile] [--profile] [--tiny]
 """
 
 import argparse
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import ROW, WARM_UP, Settings, chats, documents, settings
+from benchmarks.cases import CASES, ROW, WARM_UP, Settings, chats, documents, settings
 from benchmarks.pace import Finished, Pace, peak_mb
 from benchmarks.shares import shares_of
 from tutelage.allocation import keep_memory
@@ -27,23 +27,23 @@ FOREVER = 10**9
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("case", choices=["pretrain15m", "sft"])
+    parser.add_argument("case", choices=CASES)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--profile", action="store_true", help="say where the time of a last step goes")
     parser.add_argument("--tiny", action="store_true")
     words = parser.parse_args()
     keep_memory()  # as the command does
-    of = settings(words.tiny)
+    of = settings(words.case, tiny=words.tiny)
     pace = Pace()
-    loader = pretraining_data(of) if words.case == "pretrain15m" else chat_data(of)
+    loader = chat_data(of) if words.case == "sft" else pretraining_data(of)
     trainer = trainer_of(of, loader, compiled=words.compile)
     trainer.hooks = [lambda trainer, metrics: pace.step_done()]
-    pace.warm_up(WARM_UP if words.case == "pretrain15m" else len(loader), steps_a_pass=len(loader))
-    facts: dict[str, Any] = {}
+    pace.warm_up(len(loader) if words.case == "sft" else WARM_UP, steps_a_pass=len(loader))
+    facts: dict[str, Any] = {"parameters": sum(p.numel() for p in trainer.model.parameters())}
     with suppress(Finished):
         trainer.fit()
     if words.profile:
-        facts = {"peak_mb": peak_mb(), "shares": shares_of(lambda: trainer.train_step(next(loader)))}
+        facts |= {"peak_mb": peak_mb(), "shares": shares_of(lambda: trainer.train_step(next(loader)))}
     pace.goodbye(facts)
 
 

@@ -1,6 +1,6 @@
 """The peers: transformers.Trainer, and TRL's SFTTrainer padding or packing, bf16 and else by their defaults.
 
-    python -m benchmarks.peers hugging_face|trl_padded|trl_packed [--tiny]
+    python -m benchmarks.peers hugging_face|trl_padded|trl_packed pretrain15m|pretrain110m|sft [--tiny]
 
 Only activation checkpointing, which TRL turns on by default, is off: nobody here computes anything twice.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from benchmarks.cases import ROW, WARM_UP, Settings, chats, documents, settings
+from benchmarks.cases import CASES, ROW, WARM_UP, Settings, chats, documents, settings
 from benchmarks.pace import Finished, Pace
 
 FOREVER = 10**6
@@ -22,9 +22,10 @@ FOREVER = 10**6
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("contestant", choices=["hugging_face", "trl_padded", "trl_packed"])
+    parser.add_argument("case", choices=CASES)
     parser.add_argument("--tiny", action="store_true")
     words = parser.parse_args()
-    of, pace = settings(words.tiny), Pace()
+    of, pace = settings(words.case, tiny=words.tiny), Pace()
     with tempfile.TemporaryDirectory() as directory, suppress(Finished):
         if words.contestant == "hugging_face":
             trainer = hugging_face(of, directory)
@@ -35,7 +36,7 @@ def main() -> None:
         steps = len(trainer.get_train_dataloader())
         pace.warm_up(WARM_UP if words.contestant == "hugging_face" else steps, steps_a_pass=steps)
         trainer.train()
-    pace.goodbye({})
+    pace.goodbye({"parameters": sum(p.numel() for p in trainer.model.parameters())})
 
 
 def hugging_face(of: Settings, directory: str) -> Trainer:

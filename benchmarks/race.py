@@ -26,6 +26,10 @@ class Contestant:
     peak_mb: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)
 
+    def times(self, clock: str) -> list[float]:
+        """Seconds of every round by this clock, wall or cpu."""
+        return self.cpu_seconds if clock == "cpu" else self.seconds
+
 
 class Runner:
     """A contestant's process. Between its turns it waits and takes no time."""

@@ -14,7 +14,7 @@ import pytest
 from killed_runs import end, start
 from tiny_runs import Ended, Material, differences, leavings, material, metrics, run, run_here, watched
 
-from tutelage.recipes import fitting
+from tutelage.recipes import fitting, watching
 from tutelage.train.saver import newest
 from tutelage.train.trainer import Trainer
 
@@ -217,7 +217,7 @@ def test_a_run_that_died_while_it_validated_loses_no_row(made, tmp_path, monkeyp
     words = {"train_steps": 5, "save_freq": 1, "val_data_paths": made.held_out, "val_freq": 2}
     finished(run(*made.sft(whole, **words)))
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "evaluate", None)
+        patch.setattr(watching, "evaluate", None)
         assert run(*made.sft(broken, **words)).code == 1
     assert newest(broken / "checkpoints").name == "step-0000001"
     finished(run(*made.sft(broken, **words), "--resume"))

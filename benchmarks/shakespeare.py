@@ -57,10 +57,28 @@ def main() -> None:
         ]
     rows.append(_our_row(words, "bpe", f"--train_tokens {_tokens(words, 'bpe')} --seed 1"))
     (words.output / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    draw(words.output)
     print("| | parameters | validation, nats a token | bits per byte | CPU seconds |\n|---|---|---|---|---|")
     for row in rows:
         cells = (f"{row['parameters']:,}", f"{row['loss']:.3f}", f"{row['bits']:.3f}", f"{row['cpu']:.0f}")
         print(f"| {row['name']} | " + " | ".join(cells) + " |")
+
+
+def draw(directory: Path) -> None:
+    """Write curves.svg: held-out bits per byte of both vocabularies over the text that was read."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for kind in VOCABULARIES:
+        rows = [json.loads(line) for line in (directory / kind / "metrics.jsonl").read_text().splitlines()]
+        held_out = [row for row in rows if "val_bits_per_byte" in row]
+        share = [row["step"] / rows[-1]["step"] * STEPS * B * T / 1e6 for row in held_out]
+        axes.plot(share, [row["val_bits_per_byte"] for row in held_out], label=kind, marker=".")
+    axes.set(xlabel="million characters read", ylabel="held-out bits per byte")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(directory / "curves.svg", metadata={"Date": None})
 
 
 def plain(directory: Path, *, seed: int) -> dict[str, float]:
@@ -153,7 +171,7 @@ def _plain_row(words: argparse.Namespace, seed: int) -> dict[str, float | str]:
 def _our_row(words: argparse.Namespace, kind: str, flags: str) -> dict[str, float | str]:
     run = words.output / kind
     data = f"--tokenizer {run}-tokenizer --train_data_paths document:{words.output}/train.txt"
-    data += f" --val_data_paths document:{words.output}/val.txt --val_freq 500 --output_dir {run}"
+    data += f" --val_data_paths document:{words.output}/val.txt --val_freq 250 --output_dir {run}"
     _, seconds = _run("tutelage", *f"pretrain {data} {SHARED} {flags}".split())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     card = (run / "model" / "README.md").read_text()

@@ -15,6 +15,7 @@ from tiny_shards import TOKENIZER, built, shards, text_file, texts
 
 from tutelage.data import shard_build
 from tutelage.data.shards import TokenShards
+from tutelage.text.tokenizer import Tokenizer
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -54,7 +55,7 @@ def test_records_and_whole_files_are_documents_too(tmp_path):
     assert read == ["alpha\nbeta", "Grüße", play.read_text()]
     assert (meta["documents"], meta["empty"]) == (3, 1)
     assert meta["sources"] == [f"jsonl:{path}", f"document:{play}"]
-    again = built(tmp_path / "out", f"text:{path}", f"document:{play}")["train"]
+    again = built(tmp_path / "again", f"text:{path}", f"document:{play}")["train"]
     assert (again["documents"], again["sources"][0]) == (4, f"text:{path}")
 
 
@@ -108,6 +109,48 @@ def test_conversations_are_no_text(tmp_path):
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     path.write_text(json.dumps({"messages": messages}) + "\n")
     assert "holds conversations" in refusal(built, tmp_path / "out", f"jsonl:{path}")
+
+
+@pytest.mark.parametrize("part", ["tokens", "offsets"])
+def test_what_was_lost_or_cut_off_is_made_again_by_the_same_build(tmp_path, part):
+    path = text_file(tmp_path / "a.txt", texts(20))
+    built(tmp_path / "out", path)
+    before, broken = files(tmp_path / "out"), tmp_path / "out" / "train" / f"shard-00000.{part}.bin"
+    broken.write_bytes(broken.read_bytes()[:-3])
+    built(tmp_path / "out", path)
+    assert files(tmp_path / "out") == before
+    broken.unlink()
+    built(tmp_path / "out", path)
+    assert files(tmp_path / "out") == before
+
+
+def test_a_directory_of_another_build_is_refused_unless_it_is_to_be_overwritten(tmp_path):
+    one, other = text_file(tmp_path / "a.txt", texts(50)), text_file(tmp_path / "b.txt", texts(5, seed=1))
+    built(tmp_path / "out", one, val_percent=30)
+    assert "another build (sources differ)" in refusal(built, tmp_path / "out", other, val_percent=30)
+    # Without --val_percent all documents would be trained on, those of the old val directory too.
+    assert "another build (val_percent differ)" in refusal(built, tmp_path / "out", one)
+    built(tmp_path / "out", other, overwrite=True)
+    assert not (tmp_path / "out" / "val").exists()
+    assert len(documents(tmp_path / "out" / "train")) == 5
+
+
+def test_a_text_without_any_token_is_no_document(tmp_path):
+    """A character vocabulary without an end token, in a text with a line of unknown characters alone."""
+    vocabulary = json.loads(TOKENIZER.source)
+    settings = {name: value for name, value in TOKENIZER.settings.items() if name != "eos_token"}
+    silent = Silent(json.dumps(vocabulary), settings)
+    meta = built(tmp_path / "out", text_file(tmp_path / "a.txt", ["x y", "?", "x"]), tokenizer=silent)[
+        "train"
+    ]
+    assert (meta["documents"], meta["empty"]) == (2, 1)
+
+
+class Silent(Tokenizer):
+    """Has no tokens for question marks."""
+
+    def encode_batch(self, texts):
+        return [[] if text == "?" else super(Silent, self).encode(text) for text in texts]
 
 
 def test_a_changed_file_is_read_again_and_leftovers_go(tmp_path, monkeypatch):

@@ -116,6 +116,23 @@ def test_a_mixture_has_its_shares_and_each_pass_over_a_source_has_every_token_on
             assert sorted(row for t, row in mine if t == turn) == list(range(rows))
 
 
+@pytest.mark.parametrize("count", [73, 200, 1500])
+def test_a_mixture_of_many_sources_never_takes_a_row_back(tmp_path, count):
+    source = shards(tmp_path, 30)
+    order = Streamed(TokenStreams([source] * count, [1.0] * count), length=16, seed=0, shuffle=True)
+    before = [0] * count
+    for block in range(1, 60):
+        taken = order._taken(block * BLOCK)
+        assert sum(taken) == block * BLOCK and all(a <= b for a, b in zip(before, taken, strict=True))
+        before = taken
+
+
+def test_a_share_too_small_to_be_mixed_in_is_refused(tmp_path):
+    source = shards(tmp_path, 3)
+    assert "least of the weights" in refusal(TokenStreams, [source] * 2, [1.0, 1e-4])
+    assert "one above 0 is needed" in refusal(TokenStreams, [source] * 2, [1.0, float("inf")])
+
+
 def test_a_mixture_goes_on_across_epochs_where_it_was(tmp_path):
     sources = [shards(tmp_path / "a", 30), shards(tmp_path / "b", 10, seed=1)]
     order = Streamed(TokenStreams(sources, [1, 3]), length=16, seed=2, shuffle=True)

@@ -13,6 +13,7 @@ from tiny_shards import shards, text_file, texts
 
 from tutelage.data.loader import Loader
 from tutelage.data.streams import TokenStreams
+from tutelage.objectives.base import linear_cross_entropy
 from tutelage.text.token_bytes import token_bytes
 from tutelage.text.train import train_tokenizer
 from tutelage.text.train_sentencepiece import train_sentencepiece
@@ -31,11 +32,12 @@ def place(tmp_path_factory):
     return place
 
 
-def pretrain(place, out, *words: str):
+def pretrain(place, out, *words: str, data: str | None = None):
     settings = (
         "--dim 32 --n_layers 1 --n_heads 2 --max_seq_len 32 --micro_batch_size_per_gpu 2 --warmup_steps 1"
     )
-    command = ["pretrain", "--tokenizer", place / "tok", "--train_data_paths", f"shards:{place}/shards/train"]
+    paths = data or f"shards:{place}/shards/train"
+    command = ["pretrain", "--tokenizer", place / "tok", "--train_data_paths", paths]
     return run(*command, *settings.split(), "--output_dir", out, *words)
 
 
@@ -87,6 +89,48 @@ def test_samples_are_said_and_kept_and_change_nothing(place, tmp_path):
 
 def test_an_empty_sample_prompt_is_refused(place, tmp_path):
     assert "sample_prompts" in refused(pretrain(place, tmp_path / "out", "--sample_prompts", ""))
+
+
+def test_a_sample_prompt_too_long_for_the_model_is_refused_before_the_run(place, tmp_path):
+    ended = pretrain(place, tmp_path / "out", "--sample_prompts", "alpha " * 40, "--dry_run")
+    assert "sample_prompts has one of" in refused(ended)
+
+
+def test_flags_for_shards_are_refused_for_files_and_the_other_way_round(place, tmp_path):
+    text = f"text:{place}/held_out.txt"
+    for flags in (["--train_data_weights", "1"], ["--shard_packing", "stream"]):
+        assert "rows are made of shards" in refused(pretrain(place, tmp_path / "out", *flags, data=text))
+    splits = refused(pretrain(place, tmp_path / "out", "--train_data_splits", "train"))
+    assert "train_data_splits" in splits
+    whole = refused(pretrain(place, tmp_path / "out", data=f"shards:{place}/shards"))
+    assert f"give shards:{place}/shards/train" in whole
+    assert "no meta.json" in refused(pretrain(place, tmp_path / "out", data="shards:~nobody-at-all/x"))
+    assert "seed is -1" in refused(pretrain(place, tmp_path / "out", "--seed", "-1"))
+    assert "none that training runs on" in refused(pretrain(place, tmp_path / "out", "--device", "meta"))
+
+
+def test_a_resume_that_is_refused_leaves_the_settings_as_they_were(place, tmp_path):
+    out = tmp_path / "out"
+    assert pretrain(place, out, "--train_steps", "2", "--save_freq", "1").code == 0
+    before = (out / "config.yaml").read_text()
+    refused(pretrain(place, out, "--train_steps", "4", "--resume", "--optimizer", "muon"))
+    assert (out / "config.yaml").read_text() == before
+    assert pretrain(place, out, "--train_steps", "4", "--resume").code == 0
+    assert "train_steps: 4" in (out / "config.yaml").read_text()
+
+
+def test_the_loss_scale_reaches_the_gradient_of_the_head_before_it_is_rounded():
+    """One frequent token and long rows: the sum of the head's gradient has no room in float16."""
+    torch.manual_seed(0)
+    hidden = (3 * torch.ones(4096, 32)).half().requires_grad_()
+    head = torch.zeros(70, 32).half().requires_grad_()
+    targets, weights = torch.full((4096,), 7), torch.ones(4096)
+    for scale, fits in ((1.0, True), (2.0**12, False), (2.0**-6, True)):
+        hidden.grad = head.grad = None
+        (linear_cross_entropy(hidden, head, targets, weights * 8) * scale).backward()
+        assert bool(head.grad.isfinite().all()) is (fits if scale != 1.0 else False)
+    expected = -(1 - 1 / 70) * 3 * 4096 * 8 * 2.0**-6
+    assert head.grad[7].float().mean() == pytest.approx(expected, rel=1e-2)
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 65, 6400])

@@ -23,7 +23,8 @@ PATIENCE = timedelta(hours=2)  # that a rank waits for another: tokenizing a cor
 
 def launched() -> int:
     """How many processes torchrun started, 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    given = os.environ.get("WORLD_SIZE", "1")
+    return int(given) if given.isdigit() else 1
 
 
 def local_rank() -> int:
@@ -35,8 +36,14 @@ def start() -> None:
     """Meet the other processes that torchrun started."""
     import torch
 
-    if torch.cuda.is_available():
+    if local_rank() < torch.cuda.device_count():  # else --device cpu is meant, or refused
         torch.cuda.set_device(local_rank())
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE is {launched()} and {', '.join(missing)} is not set: something else than torchrun "
+            "set it; unset it, or start with torchrun"
+        )
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     torch.distributed.init_process_group(backend, timeout=PATIENCE)
 

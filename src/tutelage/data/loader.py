@@ -60,7 +60,7 @@ class Loader:
         self._ahead: deque[tuple[int, int, Future[list[Batch]]]] = deque()
         self._workers = workers
         self._epoch, self._step = 0, 0  # of the step that comes next
-        self.last_ids: list[str] = []  # sample ids of the step given last
+        self._last: tuple[int, int] | None = None  # epoch and step given last
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """Itself; a finished loader starts over."""
@@ -73,9 +73,14 @@ class Loader:
             raise StopIteration
         epoch, step = self._epoch, self._step
         batches = self._build(epoch, step) if self._threads is None else self._prefetched()
-        self.last_ids = self.ids(epoch, step)
+        self._last = (epoch, step)
         self._epoch, self._step = self._after(epoch, step)
         return batches
+
+    @property
+    def last_ids(self) -> list[str]:
+        """The sample ids of the step given last; none before the first."""
+        return self.ids(*self._last) if self._last else []
 
     def __len__(self) -> int:
         """Steps of the first epoch; with packing another epoch may have a few more or fewer."""

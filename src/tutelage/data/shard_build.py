@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -73,21 +74,25 @@ def build(
     tokenizer_name: str,
     val_percent: float = 0.0,
     skip_bad_rows: bool = False,
+    overwrite: bool = False,
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, dict[str, Any]]:
     """Write DIR/train and, of `val_percent` of the documents, DIR/val; returns what each meta.json says.
 
-    `progress` is told the bytes read and the bytes there are. Raises UserError for bad rows, unless skipped.
+    `progress` is told the bytes read and the bytes there are. Raises UserError for bad rows, unless skipped,
+    and for a directory with shards of other sources or settings, unless they are to be overwritten.
     """
     encoder = Encoder(None, tokenizer)
     work = Work(encoder, directory, val_percent / 100, token_dtype(tokenizer.size))
     parts = _parts(sources, [tokenizer.fingerprint, encoder.frame, val_percent, work.dtype])
     splits = SPLITS if val_percent else SPLITS[:1]
+    origin = {"sources": [str(source) for source in sources], "val_percent": val_percent}
+    _claim(directory, {**origin, "tokenizer_fingerprint": tokenizer.fingerprint}, overwrite=overwrite)
     for split in splits:
         (directory / split).mkdir(parents=True, exist_ok=True)
         (directory / split / "meta.json").unlink(missing_ok=True)  # from here on it would be wrong
-    total, read = sum(part.stop - part.start for part in parts), 0
+    total = sum(part.stop - part.start for part in parts)
     kept = {part.number: done for part in parts if (done := _finished(directory, splits, part)) is not None}
     read = sum(done.bytes_read for done in kept.values())
     progress(read, total)
@@ -111,6 +116,24 @@ def build(
         "bad_rows_skipped": faults.count,
     }
     return {split: _seal(directory / split, len(parts), facts) for split in splits}
+
+
+def _claim(directory: Path, origin: dict[str, Any], *, overwrite: bool) -> None:
+    """Note in DIR/build.json what is built here; refuse a directory of another build."""
+    path = directory / "build.json"
+    if not overwrite and any(directory.glob("*/shard-*")):
+        there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        other = [name for name, value in origin.items() if there.get(name) != value]
+        if other:
+            raise UserError(
+                f"{directory} holds shards of another build ({', '.join(other)} differ); give --overwrite to "
+                "replace them, or another --output_dir: each source that is to be mixed has its own"
+            )
+    elif overwrite:
+        for split in SPLITS:
+            shutil.rmtree(directory / split, ignore_errors=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    _write(path, json.dumps(origin, indent=1).encode())
 
 
 def _parts(sources: Sequence[Source], settings: list[Any]) -> list[Part]:
@@ -143,6 +166,9 @@ def _build_part(work: Work, part: Part) -> Done:
     before, after = work.encoder.frame
     for texts in _batches(_texts(part, done)):
         for text, ids in zip(texts, work.encoder.tokenizer.encode_batch(texts), strict=True):
+            if not ids:  # nothing that this tokenizer has a token for
+                done.empty += 1
+                continue
             raw = text.encode()
             # By content: a text that occurs twice must not stand on both sides.
             split = "val" if zlib.crc32(raw) < work.val_share * 2**32 else "train"
@@ -168,11 +194,13 @@ def _texts(part: Part, done: Done) -> Iterator[str]:
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
     batch: list[str] = []
+    size = 0
     for text in texts:
         batch.append(text)
-        if len(batch) == _BATCH:
+        size += len(text)
+        if len(batch) == _BATCH or size > MIB:
             yield batch
-            batch = []
+            batch, size = [], 0
     if batch:
         yield batch
 
@@ -187,6 +215,7 @@ def _write_shard(
     sidecar = {
         "name": place.name,
         "tokens": len(joined),
+        "token_bytes": joined.nbytes,
         "documents": len(lengths),
         "text_bytes": text_bytes,
         "empty": done.empty,
@@ -194,6 +223,7 @@ def _write_shard(
         "faults": [done.fault_count, done.faults],
         "key": part.key,
     }
+    place.with_suffix(".json").unlink(missing_ok=True)  # it must never stand beside another part's tokens
     for name, content in contents.items():
         _write(place.with_name(f"{place.name}.{name}.bin"), content)
     _write(place.with_suffix(".json"), json.dumps(sidecar).encode())
@@ -216,13 +246,22 @@ def _finished(directory: Path, splits: Sequence[str], part: Part) -> Done | None
     paths = [directory / split / f"shard-{part.number:05d}.json" for split in splits]
     try:
         sidecars = [json.loads(path.read_text()) for path in paths]
-        if any(sidecar["key"] != part.key for sidecar in sidecars):
-            return None
+        for path, sidecar in zip(paths, sidecars, strict=True):
+            if sidecar["key"] != part.key or not _whole(path, sidecar):
+                return None
         count, named = sidecars[0]["faults"]  # each split's file has them
         faults = [(offset, reason) for offset, reason in named]
         return Done(part.number, part.stop - part.start, sidecars[0]["empty"], count, faults)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _whole(path: Path, sidecar: dict[str, Any]) -> bool:
+    """Whether the two files that a shard's .json stands for have their sizes."""
+    sizes = {"tokens": sidecar["token_bytes"], "offsets": 8 * (sidecar["documents"] + 1)}
+    return all(
+        path.with_name(f"{path.stem}.{name}.bin").stat().st_size == size for name, size in sizes.items()
+    )
 
 
 def _name_faults(faults: Faults, part: Part, done: Done) -> None:

@@ -24,6 +24,8 @@ from tutelage.errors import UserError
 from tutelage.text.roles import ROLE_IDS
 
 FORMAT = 1
+_IN_META = {"fingerprint", "tokenizer_fingerprint", "tokenizer", "vocab_size", "documents", "tokens"}
+_IN_SHARD = {"name", "tokens", "documents", "checksums"}
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -117,12 +119,9 @@ class TokenShards:
                 path = self.directory / f"{shard['name']}.{part}.bin"
                 if zlib.crc32(np.memmap(path, np.uint8, mode="r").data) != checksum:
                     raise UserError(
-                        f"{path} is damaged; remove {path.with_suffix('').stem}.* and build again"
+                        f"{path} is damaged: its bytes are not those that were written; remove it and run "
+                        "the same `tutelage data build pretrain` again"
                     )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the maps: another process opens its own."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_tokens", "_offsets")}
 
     @cached_property
     def _tokens(self) -> list[np.ndarray]:
@@ -160,8 +159,14 @@ def read_meta(directory: Path) -> dict[str, Any]:
         meta = json.loads(path.read_text(encoding="utf-8"))
         if meta["format"] != FORMAT:
             raise UserError(f"{path}: format {meta['format']} is not {FORMAT}, which this version reads")
-        if not isinstance(meta["shards"], list) or not isinstance(meta["fingerprint"], str):
-            raise ValueError
+        np.dtype(meta["dtype"])
+        if missing := _IN_META - meta.keys():
+            raise KeyError(missing)
+        for shard in meta["shards"]:
+            if missing := _IN_SHARD - shard.keys():
+                raise KeyError(missing)
+            if Path(shard["name"]).name != shard["name"]:
+                raise ValueError(shard["name"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged; run the same `tutelage data build pretrain` again") from error
     return meta

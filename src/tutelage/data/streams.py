@@ -9,9 +9,10 @@ passed several times while another is passed once.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from tutelage.errors import UserError
 from tutelage.text.roles import ROLE_IDS
 
 BLOCK = 4096  # rows in which the shares of the sources are as their weights, to a row
+_LEAST = 2 / BLOCK  # share of a source: with less, rounding could take rows back
 _MASK = (1 << 64) - 1
 
 
@@ -34,9 +36,18 @@ class TokenStreams:
     weights: list[float] | None = None
 
     def __post_init__(self) -> None:
-        if self.weights is not None and (len(self.weights) != len(self.sources) or min(self.weights) <= 0):
+        if self.weights is None:
+            return
+        if len(self.weights) != len(self.sources) or not all(
+            0 < weight < math.inf for weight in self.weights
+        ):
             raise UserError(
                 f"{len(self.weights)} weights for {len(self.sources)} sources: one above 0 is needed for each"
+            )
+        if min(self.shares or [1.0]) < _LEAST:
+            raise UserError(
+                f"the least of the weights is {min(self.shares or [0.0]):.5%} of their sum; a mixture has at "
+                f"least {_LEAST:.3%} of each source"
             )
 
     @property
@@ -50,9 +61,13 @@ class TokenStreams:
         pieces = first.pieces(0, min(positions, first.positions))
         return SampleStore.of([_sample(piece.tokens) for piece in pieces], kind="text")
 
-    def __len__(self) -> int:
+    @property
+    def positions(self) -> int:
         """How many tokens are predicted in one pass over each source."""
         return sum(source.positions for source in self.sources)
+
+    def __len__(self) -> int:
+        return self.positions
 
 
 class Streamed:
@@ -67,7 +82,7 @@ class Streamed:
         self._row_counts = [-(-source.positions // length) for source in self._sources]  # R of each
         self._rows_before = list(accumulate(self._row_counts, initial=0))
         self._shares = streams.shares if shuffle else None
-        self.positions = len(streams)
+        self.positions = streams.positions
         documents = sum(source.meta["documents"] for source in streams.sources)
         self.context = (min(length, self.positions / max(documents, 1)) + 1) / 2
         self.facts: dict[str, Any] = {
@@ -119,14 +134,10 @@ class Streamed:
         return source, self._taken(block * BLOCK)[source] + int(ranks[within])
 
     def _taken(self, rows: int) -> list[int]:
-        """How many of a mixture's first `rows` rows are of each source; from block to block none ever falls.
-
-        The source with the largest share takes what rounding leaves.
-        """
+        """How many of a mixture's first `rows` rows are of each source; from block to block none falls."""
         assert self._shares is not None
-        counts = [int(rows * share) for share in self._shares]
-        counts[self._shares.index(max(self._shares))] += rows - sum(counts)
-        return counts
+        bounds = [0, *(int(rows * upto) for upto in list(accumulate(self._shares))[:-1]), rows]
+        return [after - before for before, after in pairwise(bounds)]
 
     @lru_cache(maxsize=4)  # noqa: B019 - an order lives as long as its run
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:

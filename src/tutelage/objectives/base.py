@@ -83,7 +83,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden, head, targets, weights, chunk_loss, fp32) -> Tensor:  # type: ignore[override]
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
         wide = head.float() if fp32 else head
-        hidden_grad = torch.empty_like(hidden) if wants_hidden else None
+        # float16 has no room for gradients before the loss scale, which the backward pass brings.
+        kept = torch.float32 if head.dtype == torch.float16 else head.dtype
+        hidden_grad = torch.empty_like(hidden, dtype=kept) if wants_hidden else None
         head_grad = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
         total = weights.new_zeros((), dtype=torch.float32)
         across = _across(wide)
@@ -95,14 +97,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 hidden_grad[part] = gradient
             if head_grad is not None:  # not in the chunk: compiled, it would copy all to change these rows
                 head_grad.index_add_(0, targets[part], states * slope)
-        ctx.save_for_backward(hidden_grad, None if head_grad is None else head_grad.to(head.dtype))
+        ctx.dtypes = hidden.dtype, head.dtype
+        ctx.save_for_backward(hidden_grad, None if head_grad is None else head_grad.to(kept))
         return total
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor):  # type: ignore[override]
         hidden_grad, head_grad = ctx.saved_tensors
-        hidden_grad = None if hidden_grad is None else hidden_grad.mul_(upstream)
-        head_grad = None if head_grad is None else head_grad.mul_(upstream)
+        hidden_dtype, head_dtype = ctx.dtypes
+        hidden_grad = None if hidden_grad is None else hidden_grad.mul_(upstream).to(hidden_dtype)
+        head_grad = None if head_grad is None else head_grad.mul_(upstream).to(head_dtype)
         return hidden_grad, head_grad, None, None, None, None
 
 
@@ -131,7 +135,7 @@ def _chunk_loss(
     scale = weights[:, None] / total  # makes slopes of odds, beside D rather than V
     if head_grad is not None:
         head_grad += odds.t() @ (states * scale).to(states.dtype)
-    return loss, (odds @ head) * scale + head[targets] * slope, slope
+    return loss, (odds @ head) * scale + head[targets] * slope, slope  # the second is float32
 
 
 class _TokenLogps(torch.autograd.Function):

@@ -25,6 +25,7 @@ class BuildPretrainConfig:
     output_dir: Path = Path("shards")
     val_percent: float = 0.0  # of the documents, kept out of training
     skip_bad_rows: bool = False  # count rows that cannot be used and go on without them
+    overwrite: bool = False  # replace shards of other sources or settings in output_dir
     num_data_workers: int | None = None  # processes that tokenize; default: as many as there are cores
 
     def __post_init__(self) -> None:
@@ -57,10 +58,11 @@ def run(config: BuildPretrainConfig) -> None:
                 tokenizer_name=str(config.tokenizer),
                 val_percent=config.val_percent,
                 skip_bad_rows=config.skip_bad_rows,
-                workers=config.num_data_workers or len(os.sched_getaffinity(0)),
+                overwrite=config.overwrite,
+                workers=config.num_data_workers or os.cpu_count() or 1,
                 progress=bar.update,
             )
-    except PermissionError as error:
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
     for split, meta in built.items():
         left_out = [f"{meta['empty']:,} empty ones"] if meta["empty"] else []

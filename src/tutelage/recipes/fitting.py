@@ -16,6 +16,8 @@ from tutelage.errors import Interrupted, UserError
 from tutelage.model.transformer import Transformer
 from tutelage.objectives.base import Objective
 from tutelage.recipes.optimizing import optimizer_of, schedule_of
+from tutelage.recipes.pretokenized import shard_directories
+from tutelage.recipes.run_directory import note_settings
 from tutelage.recipes.training import TrainingConfig
 from tutelage.recipes.watching import Reporter, Watch, mfu_per_rate, recall, total_steps, writers_of
 from tutelage.report.progress import ProgressBar
@@ -42,24 +44,36 @@ class Fitted:
 def device_of(config: TrainingConfig) -> torch.device:
     """The device that the settings mean, of several GPUs this process's; refuses one that is not there."""
     if config.device == "auto":
-        return _mine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return _mine(torch.device("cuda" if torch.cuda.is_available() else "cpu"), config)
     try:
         device = torch.device(config.device)
     except RuntimeError as error:
         raise UserError(f"device {config.device} is no device: cuda, cuda:1, cpu or auto") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {config.device} is none that training runs on: cuda, cuda:1, cpu or auto")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda was asked for, but torch sees no GPU; --device cpu trains without one")
     if device.type == "cpu" and config.attention_impl == "flash":
         raise UserError("attention_impl flash needs a GPU; sdpa is the fast one on CPU")
-    return _mine(device)
+    return _mine(device, config)
 
 
-def _mine(device: torch.device) -> torch.device:
-    if device.type != "cuda" or dist.world_size() == 1:
+def _mine(device: torch.device, config: TrainingConfig) -> torch.device:
+    """The device itself, or of several GPUs this process's; what it cannot do is refused."""
+    if device.type != "cuda":
         return device
-    if device.index is not None:
+    if dist.world_size() > 1 and device.index is not None:
         raise UserError(f"device {device} is one GPU for all processes; give --device cuda, and each has one")
-    return torch.device("cuda", dist.local_rank())
+    number = dist.local_rank() if dist.world_size() > 1 else device.index or 0
+    if number >= torch.cuda.device_count():
+        raise UserError(
+            f"there is no GPU {number}: this machine has {torch.cuda.device_count()}; start fewer processes "
+            "(--nproc_per_node), or give --device cpu"
+        )
+    torch.cuda.set_device(number)
+    if config.precision.startswith("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(f"{torch.cuda.get_device_name()} has no bfloat16; --precision fp16 is for such GPUs")
+    return torch.device("cuda", number)
 
 
 def building_device(device: torch.device) -> torch.device:
@@ -69,6 +83,7 @@ def building_device(device: torch.device) -> torch.device:
 
 def fit(
     config: TrainingConfig,
+    stage: str,
     model: Transformer,
     objective: Objective,
     loader: Loader,
@@ -82,8 +97,10 @@ def fit(
     if config.compile:
         surgery.compile_blocks(model)
     surgery.recompute(model, config.selective_ac_ratio)
-    several = dist.world_size() > 1
-    weights = (parallel.shard if several else precision.masters)(model, config.precision)
+    if dist.world_size() > 1:
+        weights = parallel.shard(model, config.precision, device_of(config))
+    else:
+        weights = precision.masters(model, config.precision)
     optimizer = optimizer_of(config, weights)
     schedule = schedule_of(config, steps)
     scale = precision.LossScale() if config.precision == "fp16" else None
@@ -101,6 +118,7 @@ def fit(
         trainer.step = state["step"]
         loader.restore(state["data"])
         fitted.last, fitted.validation = recall(directory / "metrics.jsonl", trainer.step)
+        dist.by_rank_zero(lambda: note_settings(config, stage))  # not before: it may have been refused
     precision.follow(model, weights, optimizer)
     if average:
         average.follow(optimizer)
@@ -229,10 +247,13 @@ def _non_finite(
         )
     ids = [name for each in dist.gathered(loader.last_ids) for name in each]
     places = [_place(name, config.train_data_paths) for name in ids]
+    look = "Look at these rows with `tutelage data show`; "
+    if shard_directories(config.train_data_paths):
+        look = "The numbers are those of documents in the shards, and of tokens in them; "
     rows = ", ".join(places[:_ROWS_NAMED]) + (", ..." if len(places) > _ROWS_NAMED else "")
     return (
         f"{error}; the weights were not touched. The step's rows: {rows}; {kept}. "
-        "Look at these rows with `tutelage data show`; otherwise lower --lr or raise --warmup_steps"
+        f"{look}otherwise lower --lr or raise --warmup_steps"
     )
 
 

@@ -70,6 +70,11 @@ def loaders(
     def read(paths: Sequence[str], amounts: Sequence[float], split: str) -> SampleStore | TokenStreams:
         if directories := shard_directories(paths):
             return open_shards(config, shards or ShardSettings(), directories, tokenizer, split, say)
+        if split == "train" and shards is not None and shards != ShardSettings():
+            raise UserError(
+                "train_data_weights and shard_packing say how rows are made of shards, and these paths are "
+                "none: run `tutelage data build pretrain` on each of them, or leave the flags out"
+            )
         splits = config.train_data_splits if split == "train" else config.val_data_splits
         files = as_files(paths, splits, cache_dir=config.cache_dir, log=say, flag=f"--{split}_data_splits")
         return prepare(

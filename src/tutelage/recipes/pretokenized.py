@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tutelage import dist
 from tutelage.data.shards import TokenShards
 from tutelage.data.store import SampleStore, split_documents
 from tutelage.data.streams import TokenStreams
@@ -12,7 +13,7 @@ from tutelage.errors import UserError
 from tutelage.recipes.training import TrainingConfig
 from tutelage.text.tokenizer import Tokenizer
 
-MOST_PACKED = 4_000_000  # documents: packing best-fit takes about 200 bytes of memory for each
+MOST_PACKED = 4_000_000  # documents and pieces: packing best-fit takes about 200 bytes of memory for each
 
 ShardPacking = Literal["auto", "best_fit", "stream"]
 
@@ -27,17 +28,26 @@ class ShardSettings:
 
 def shard_directories(paths: Sequence[str]) -> list[Path]:
     """The directories, if the paths are all `shards:DIR` or directories of shards; none if none is."""
-    found = [
-        Path(path.removeprefix("shards:")).expanduser()
-        for path in paths
-        if path.startswith("shards:") or (Path(path).expanduser() / "meta.json").is_file()
-    ]
+    found = [place for path in paths if (place := _shard_directory(path)) is not None]
     if found and len(found) < len(paths):
         raise UserError(
             f"{', '.join(map(str, found))} is pretokenized and the other paths are not; run "
             "`tutelage data build pretrain` on those too"
         )
     return found
+
+
+def _shard_directory(path: str) -> Path | None:
+    place = Path(path.removeprefix("shards:"))
+    try:
+        place = place.expanduser()
+        has_shards = (place / "meta.json").is_file()
+        below = (place / "train" / "meta.json").is_file()
+    except (OSError, RuntimeError):  # no such user, or no name of a file
+        has_shards = below = False
+    if path.startswith("shards:") and below and not has_shards:
+        raise UserError(f"{place} holds shards in {place / 'train'}; give shards:{place / 'train'}")
+    return place if has_shards or path.startswith("shards:") else None
 
 
 def open_shards(
@@ -59,6 +69,10 @@ def open_shards(
     sources = [TokenShards(directory) for directory in directories]
     for source in sources:
         source.check(tokenizer.fingerprint)
+        if dist.rank() == 0:
+            source.check_contents()
+    if config.train_data_splits if split == "train" else config.val_data_splits:
+        raise UserError(f"--{split}_data_splits is for data sets of the hub, and shards are none")
     weights = settings.weights if split == "train" else ()
     streams = TokenStreams(sources, list(weights) or None)
     for source, share in zip(sources, streams.shares or [None] * len(sources), strict=True):
@@ -68,7 +82,8 @@ def open_shards(
             f"{source.meta['tokens']:,} tokens{mixed}"
         )
     documents = sum(source.meta["documents"] for source in sources)
-    if settings.packing == "stream" or (settings.packing == "auto" and (weights or documents > MOST_PACKED)):
+    pieces = documents + streams.positions // config.max_seq_len
+    if settings.packing == "stream" or (settings.packing == "auto" and (weights or pieces > MOST_PACKED)):
         say(f"{split} data: rows are cut from the text as it stands")
         return streams
     shards = [shard for path, source in enumerate(sources) for shard in source.samples(path)]

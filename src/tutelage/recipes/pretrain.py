@@ -14,6 +14,7 @@ smollm2-135m or -360m; qwen2.5-0.5b, -1.5b or -7b; llama3.2-1b or -3b; llama3.1-
 config.json of your own. Only the shape is taken, never weights; the vocabulary is the tokenizer's.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -93,8 +94,8 @@ class PretrainConfig(TrainingConfig):
                 f"train_data_weights has {len(self.train_data_weights)} numbers "
                 f"for {len(self.train_data_paths)} train_data_paths"
             )
-        if self.train_data_weights and min(self.train_data_weights) <= 0:
-            problems.append(f"train_data_weights has {min(self.train_data_weights):g}; each must be above 0")
+        if not all(0 < weight < math.inf for weight in self.train_data_weights):
+            problems.append("train_data_weights must each be a number above 0")
         if self.train_data_weights and self.shard_packing == "best_fit":
             problems.append("train_data_weights mix the rows of streams; leave shard_packing at auto")
         if problems:
@@ -144,7 +145,7 @@ def run(config: PretrainConfig) -> None:
         allow_unmasked=True,
         shards=ShardSettings(config.train_data_weights, config.shard_packing),
     )
-    sampler = sampler_of(config, tokenizer, None)
+    sampler = sampler_of(config, tokenizer, None, model_config.max_positions)
     plan(config, model_config, training, device)
     check_resume(config, model_config, training)
     if config.dry_run:
@@ -165,7 +166,7 @@ def run(config: PretrainConfig) -> None:
     )
     objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
     watch = Watch(validation, torch.from_numpy(token_bytes(tokenizer)), sampler)
-    fitted = fit(config, model, objective, training, watch, directory)
+    fitted = fit(config, "pretrain", model, objective, training, watch, directory)
     hand_over(
         fitted,
         model,

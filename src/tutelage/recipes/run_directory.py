@@ -26,8 +26,22 @@ _PARTS = (
 
 
 def open_run(config: Any, stage: str) -> Path:
-    """Make OUT and write OUT/config.yaml, which reruns the run; refuse to write over another run unasked."""
+    """Make OUT and write OUT/config.yaml, which reruns the run; refuse to write over another run unasked.
+
+    With --resume config.yaml stays as it is: `note_settings` is for when the run has been gone on with.
+    """
     return dist.by_rank_zero(lambda: _open(config, stage))
+
+
+def note_settings(config: Any, stage: str) -> None:
+    """Write OUT/config.yaml, which reruns the run."""
+    directory: Path = config.output_dir
+    # What was about this start only is not in it.
+    lasting = dataclasses.replace(config, resume=False, overwrite=False, dry_run=False)
+    try:
+        (directory / "config.yaml").write_text(_header(stage, directory) + dump(lasting))
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
 
 
 def _open(config: Any, stage: str) -> Path:
@@ -46,9 +60,8 @@ def _open(config: Any, stage: str) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{directory} cannot be made: {error.strerror}") from error
-    # The file reruns the run, so what was about this start only is not in it.
-    lasting = dataclasses.replace(config, resume=False, overwrite=False, dry_run=False)
-    (directory / "config.yaml").write_text(_header(stage, directory) + dump(lasting))
+    if not (directory / "config.yaml").exists():
+        note_settings(config, stage)
     return directory
 
 

@@ -62,7 +62,7 @@ def run(config: SFTConfig) -> None:
         too_long=config.too_long,
         allow_unmasked=config.allow_unmasked,
     )
-    sampler = sampler_of(config, tokenizer, template)
+    sampler = sampler_of(config, tokenizer, template, model_config.max_positions)
     plan(config, model_config, training, device)
     check_resume(config, model_config, training)
     if config.dry_run:
@@ -71,7 +71,7 @@ def run(config: SFTConfig) -> None:
     model = load_model(base, dtype=load_dtype(config.precision), device=building_device(device))
     objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
     watch = Watch(validation, sampler=sampler)
-    fitted = fit(config, model, objective, training, watch, directory)
+    fitted = fit(config, "sft", model, objective, training, watch, directory)
     stops = tuple(sorted({*template.stop_ids(tokenizer), *model_config.eos}))
     hand_over(
         fitted,

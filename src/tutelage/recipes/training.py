@@ -160,5 +160,6 @@ _BOUNDS = (
     (("max_cut_percent",), lambda value: 0 <= value <= 100, "between 0 and 100"),
     (("ema_decay",), lambda value: 0 <= value < 1, "from 0 up to, not with, 1"),
     (("eps",), lambda value: value > 0, "above 0"),
+    (("seed",), lambda value: 0 <= value < 2**63, "0 or more and below 2^63"),
     (("betas",), lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 up to, not with, 1"),
 )

@@ -105,7 +105,9 @@ class Reporter:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def sampler_of(config: TrainingConfig, tokenizer: Tokenizer, template: Template | None) -> Sampler | None:
+def sampler_of(
+    config: TrainingConfig, tokenizer: Tokenizer, template: Template | None, context: int
+) -> Sampler | None:
     """What answers, or goes on from, --sample_prompts; the same chance each time, so that samples compare."""
     if not config.sample_prompts:
         return None
@@ -113,6 +115,11 @@ def sampler_of(config: TrainingConfig, tokenizer: Tokenizer, template: Template 
     prompts = [encoder.prompt(text) for text in config.sample_prompts]
     if not all(prompts):
         raise UserError("sample_prompts has an empty one; a model needs at least one token to go on from")
+    if (longest := max(map(len, prompts))) >= context:
+        raise UserError(
+            f"sample_prompts has one of {longest} tokens, and the model's context holds {context}, the "
+            "answer included; shorten it"
+        )
     sampling = Sampling(temperature=config.sample_temperature, seed=config.seed)
 
     def sample(model: Transformer) -> list[tuple[str, str]]:
@@ -126,7 +133,8 @@ def sampler_of(config: TrainingConfig, tokenizer: Tokenizer, template: Template 
 
 def mfu_per_rate(config: TrainingConfig, model: ModelConfig, loader: Loader, device: torch.device) -> float:
     """Model FLOPs utilization of a run that trains on one token a second, by what its devices could do."""
-    peak = peak_flops(device, compute_dtype(config.precision)) * dist.world_size()
+    devices = dist.world_size() if device.type == "cuda" else 1  # processes on CPU share its cores
+    peak = peak_flops(device, compute_dtype(config.precision)) * devices
     return flops_per_token(model, loader.context) / peak
 
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -14,7 +15,7 @@ from tutelage.model.transformer import Transformer
 from tutelage.train.precision import Precision, compute_dtype
 
 
-def shard(model: Transformer, precision: Precision) -> dict[str, nn.Parameter]:
+def shard(model: Transformer, precision: Precision, device: torch.device) -> dict[str, nn.Parameter]:
     """Shard the model block by block and return what the optimizer trains, by name: float32 master shards.
 
     Gradients are summed over processes in float32, never averaged: the Trainer divides once.
@@ -24,10 +25,12 @@ def shard(model: Transformer, precision: Precision) -> dict[str, nn.Parameter]:
         raise UserError("several processes cannot train a model of which parts are frozen yet; use one")
     if precision == "bf16_pure":
         model.bfloat16()
+    # Without a mesh FSDP2 takes the machine's accelerator, whatever the run is to use.
+    mesh = init_device_mesh(device.type, (dist.world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype(precision), reduce_dtype=torch.float32)
     for block in model.model.layers:
-        fully_shard(block, mp_policy=policy)
-    fully_shard(model, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

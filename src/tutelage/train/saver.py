@@ -106,6 +106,8 @@ class Saver:
         tensors = {name: tensor for name, tensor in tensors.items() if name in stored}
         try:
             _unwrapped(lambda: load(tensors, checkpoint_id=checkpoint, no_dist=dist.world_size() == 1))
+        except (torch.OutOfMemoryError, PermissionError, torch.distributed.DistError):
+            raise
         except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(
                 f"{checkpoint} is damaged and cannot be read; remove it and run the same command with "

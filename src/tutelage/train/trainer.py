@@ -86,7 +86,7 @@ class Trainer:
         gradients = self._gradients()
         norm = get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # sharded by FSDP2
-        values = torch.stack([*sums.values(), norm.float()]).tolist()  # the step's one wait for the device
+        values = torch.stack([*sums.values(), norm.double()]).tolist()  # the step's one wait for the device
         report = dict(zip([*sums, "grad_norm"], values, strict=True))
         weight = report.pop("weight")
         divisor = (weight or 1.0) * (self.scale.value if self.scale else 1.0)
@@ -101,8 +101,9 @@ class Trainer:
             torch._foreach_mul_(gradients, shrink / divisor)  # pyright: ignore[reportPrivateImportUsage]
             self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.scale:
-            report |= {"loss_scale": self.scale.value * (weight or 1.0)}
+        if self.scale:  # the norm of a step that was left out is no number that JSON has
+            report |= {"loss_scale": self.scale.value * (weight or 1.0), "left_out": float(left_out) * weight}
+            norm_value = 0.0 if left_out else norm_value
         counts = {name: report.pop(name) for name in ("tokens", "learned")}
         objective = {name: value / (weight or 1.0) for name, value in report.items()}
         lr = self.optimizer.param_groups[0]["lr"]
@@ -110,7 +111,7 @@ class Trainer:
 
     def rehearse(self, batches: list[Batch]) -> None:
         """Use a step's memory without its effect: a lack of it shows now, not at hour nine."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             self._accumulate(batches)
         self.optimizer.zero_grad()
 
@@ -129,7 +130,7 @@ class Trainer:
                     sums.get(name, 0.0) + value.detach().double()
                 )  # counts are exact, sums lose nothing
         reduced = dist.all_reduce_sum(torch.stack(list(sums.values())))
-        return dict(zip(sums, reduced.float().unbind(), strict=True))
+        return dict(zip(sums, reduced.unbind(), strict=True))
 
     def _gradients(self) -> list[Tensor]:
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])

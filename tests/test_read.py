@@ -224,7 +224,7 @@ def test_amounts_that_cannot_be_had_are_refused(tmp_path):
             "a ratio (above 0, up to 1) nor -1 for all"
         )
     assert refusal(rows.sample, 1021, "--val_num_samples") == (
-        f"--val_num_samples asks for 1,021 rows of {path}, which has 20 good ones"
+        f"--val_num_samples asks for 1,021 rows of {path}, which has 20 good ones; -1 takes all"
     )
     assert refusal(rows.sample, 0.01) == (
         f"--train_num_samples 0.01 of the 20 good rows of {path} is not one row"

@@ -77,6 +77,8 @@ COMMANDS = {
     ),
 }
 
+_PATHS = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)  # mistakes with paths
+
 INTRO = """tutelage raises a language model through its whole education.
 
 usage: tutelage COMMAND [--config FILE.yaml] [--flag value ...]
@@ -123,6 +125,13 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f"{error.filename}: " if error.filename else ""
             print(f"error: {where}the disk is full; free some space and try again", file=sys.stderr)
+            sys.exit(2)
+        if isinstance(error, _PATHS) and error.filename:
+            words = (error.strerror or "").lower()
+            print(
+                f"error: {error.filename}: {words}; a file may stand where a directory is wanted",
+                file=sys.stderr,
+            )
             sys.exit(2)
         traceback.print_exc()
         sys.exit(1)

@@ -143,6 +143,8 @@ def _gather(
     flags, stray = read_flags(argv, kinds, problems)
     if stray and positional:
         flags.append(Flag(positional, stray))
+        if not is_list(kinds[positional]):
+            problems.extend(f"{word}: one {positional} is wanted, and this is another" for word in stray[1:])
     else:
         problems.extend(f"{word}: this word belongs to no flag" for word in stray)
     from_file: list[_Setting] = []

@@ -17,6 +17,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     A tokenizer.model or a tokenizer.bin may stand for itself.
     """
     path = local_path(path)
+    if path.name == "tokenizer.json" and path.is_file():
+        path = path.parent
     if path.suffix == ".model" and path.is_file():
         return Tokenizer.of_sentencepiece(path)
     if path.suffix == ".bin" and is_tokenizer_bin(path):

@@ -96,6 +96,11 @@ class Loader:
         return self._order.positions
 
     @property
+    def deepest(self) -> int:
+        """How many positions the longest document takes, or piece of one."""
+        return self._order.deepest
+
+    @property
     def context(self) -> float:
         """How many tokens of its document a position sees in the mean, itself included; of shards about."""
         return self._order.context

@@ -35,6 +35,9 @@ class Order(Protocol):
     def positions(self) -> int: ...  # of an epoch
 
     @property
+    def deepest(self) -> int: ...  # positions of the longest document, or piece of one
+
+    @property
     def context(self) -> float: ...  # how many tokens of its document a position sees in the mean
 
     def rows(self, epoch: int) -> int: ...
@@ -51,7 +54,7 @@ class Unpacked:
     def __init__(self, store: SampleStore, *, seed: int, shuffle: bool) -> None:
         self._store, self._seed, self._shuffle = store, seed, shuffle
         self.facts = _facts(store, packing=False, length=0, seed=seed, shuffle=shuffle)
-        self.positions, self.context = _sizes(store)
+        self.positions, self.deepest, self.context = _sizes(store)
         self._kept = _Kept(self._plan)
 
     def rows(self, epoch: int) -> int:
@@ -85,7 +88,7 @@ class Packed:
             )
         self._store, self.length, self._seed, self._shuffle = store, length, seed, shuffle
         self.facts = _facts(store, packing=True, length=length, seed=seed, shuffle=shuffle)
-        self.positions, self.context = _sizes(store)
+        self.positions, self.deepest, self.context = _sizes(store)
         self._kept = _Kept(self._plan)
 
     def rows(self, epoch: int) -> int:
@@ -146,11 +149,11 @@ def _facts(store: SampleStore, *, packing: bool, length: int, seed: int, shuffle
     }
 
 
-def _sizes(store: SampleStore) -> tuple[int, float]:
-    """Positions in all, and how many a position sees in the mean."""
+def _sizes(store: SampleStore) -> tuple[int, int, float]:
+    """Positions in all, of the longest sample, and how many a position sees in the mean."""
     sizes = store.positions.astype(np.float64)
     total = sizes.sum()
-    return int(total), float((sizes * (sizes + 1) / 2).sum() / max(total, 1.0))
+    return int(total), int(sizes.max()), float((sizes * (sizes + 1) / 2).sum() / max(total, 1.0))
 
 
 def _chance(seed: int, epoch: int) -> np.random.Generator:

@@ -273,7 +273,9 @@ def _count(amount: float, rows: int, path: Path, flag: str) -> int:
         )
     count = int(amount) if amount > 1 else int(rows * amount + 1e-9)  # 0.29 of 100 is 29
     if count > rows:
-        raise UserError(f"{flag} asks for {count:,} rows of {path}, which has {rows:,} good ones")
+        raise UserError(
+            f"{flag} asks for {count:,} rows of {path}, which has {rows:,} good ones; -1 takes all"
+        )
     if not count:
         raise UserError(f"{flag} {amount:g} of the {rows:,} good rows of {path} is not one row")
     return count

@@ -83,6 +83,7 @@ class Streamed:
         self._rows_before = list(accumulate(self._row_counts, initial=0))
         self._shares = streams.shares if shuffle else None
         self.positions = streams.positions
+        self.deepest = length
         documents = sum(source.meta["documents"] for source in streams.sources)
         self.context = (min(length, self.positions / max(documents, 1)) + 1) / 2
         self.facts: dict[str, Any] = {

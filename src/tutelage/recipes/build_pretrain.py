@@ -22,6 +22,10 @@ class BuildPretrainConfig:
     tokenizer: Path  # a directory with a tokenizer: the one that pretraining will use
     train_data_paths: tuple[str, ...]
     """text:FILE with a document a line, jsonl:FILE with a text in each object, document:FILE, one document"""
+    train_data_splits: tuple[
+        str, ...
+    ] = ()  # of each path that is a data set of the hub or local:; - for files
+    cache_dir: Path | None = None  # of data sets written out as files; default ~/.cache/tutelage
     output_dir: Path = Path("shards")
     val_percent: float = 0.0  # of the documents, kept out of training
     skip_bad_rows: bool = False  # count rows that cannot be used and go on without them
@@ -44,11 +48,19 @@ def run(config: BuildPretrainConfig) -> None:
     """Read, tokenize, write, and say how much it is."""
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.data.read import parse_sources
+    from tutelage.data.saved import as_files
     from tutelage.data.shard_build import build
     from tutelage.report.progress import ByteBar
 
     tokenizer = load_tokenizer(config.tokenizer)
-    sources = parse_sources(config.train_data_paths)
+    files = as_files(
+        config.train_data_paths,
+        config.train_data_splits,
+        cache_dir=config.cache_dir,
+        log=lambda text: print(text, file=sys.stderr),
+        flag="--train_data_splits",
+    )
+    sources = parse_sources(files)
     try:
         with ByteBar("tokenizing") as bar:
             built = build(

@@ -44,7 +44,15 @@ class Fitted:
 def device_of(config: TrainingConfig) -> torch.device:
     """The device that the settings mean, of several GPUs this process's; refuses one that is not there."""
     if config.device == "auto":
-        return _mine(torch.device("cuda" if torch.cuda.is_available() else "cpu"), config)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        device = _named(config)
+    if device.type == "cpu" and config.attention_impl == "flash":
+        raise UserError("attention_impl flash needs a GPU; sdpa is the fast one on CPU")
+    return _mine(device, config)
+
+
+def _named(config: TrainingConfig) -> torch.device:
     try:
         device = torch.device(config.device)
     except RuntimeError as error:
@@ -53,9 +61,7 @@ def device_of(config: TrainingConfig) -> torch.device:
         raise UserError(f"device {config.device} is none that training runs on: cuda, cuda:1, cpu or auto")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda was asked for, but torch sees no GPU; --device cpu trains without one")
-    if device.type == "cpu" and config.attention_impl == "flash":
-        raise UserError("attention_impl flash needs a GPU; sdpa is the fast one on CPU")
-    return _mine(device, config)
+    return device
 
 
 def _mine(device: torch.device, config: TrainingConfig) -> torch.device:

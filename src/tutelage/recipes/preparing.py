@@ -127,6 +127,8 @@ def plan(config: TrainingConfig, model: ModelConfig, loader: Loader, device: tor
         f"model: {model.family}, {model.n_parameters:,} parameters, {config.precision} on {device}: weights, "
         f"gradients and optimizer take {memory:.2f} GiB, activations come on top"
     )
+    if config.lr_scheduler != "constant" and config.warmup(steps) >= steps:
+        say(f"the rate only rises: the warm-up is {config.warmup(steps):,} steps, and the run {steps:,}")
     say(f"plan: {steps:,} optimizer steps of {loader_words(config)}, {loader.steps_per_epoch(0):,} an epoch")
 
 

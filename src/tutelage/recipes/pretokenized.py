@@ -76,7 +76,8 @@ def open_shards(
     weights = settings.weights if split == "train" else ()
     streams = TokenStreams(sources, list(weights) or None)
     for source, share in zip(sources, streams.shares or [None] * len(sources), strict=True):
-        mixed = "" if share is None else f", {share:.1%} of the rows"
+        passes = 0.0 if share is None else share * streams.positions / max(source.positions, 1)
+        mixed = "" if share is None else f", {share:.1%} of the rows: {passes:.1f} passes an epoch"
         say(
             f"{split} data: {source.directory}: {source.meta['documents']:,} documents, "
             f"{source.meta['tokens']:,} tokens{mixed}"

@@ -48,6 +48,9 @@ class PretrainConfig(TrainingConfig):
     dropout_head: float = 0.0  # of the hidden states that the head sees
 
     # Data
+    train_data_paths: tuple[
+        str, ...
+    ]  # text:FILE, jsonl:FILE with texts, document:FILE, data sets; or shards:DIR, tokenized before
     train_data_weights: tuple[float, ...] = ()  # of each shards: path, its share of the rows; none: all, once
 
     shard_packing: Literal["auto", "best_fit", "stream"] = (
@@ -127,13 +130,14 @@ def run(config: PretrainConfig) -> None:
     from tutelage.recipes.inference import model_path
     from tutelage.recipes.preparing import check_resume, loaders, plan
     from tutelage.recipes.pretokenized import ShardSettings
-    from tutelage.recipes.run_directory import open_run
+    from tutelage.recipes.run_directory import check_place, open_run
     from tutelage.recipes.shaping import existing, new
     from tutelage.recipes.watching import Watch, sampler_of
     from tutelage.text.token_bytes import token_bytes
     from tutelage.train.precision import load_dtype
 
     device = device_of(config)
+    check_place(config)
     base = model_path(config.ckpt_paths[0]) if config.ckpt_paths else None
     tokenizer, model_config = existing(base, config.max_seq_len) if base else new(config)
     training, validation = loaders(
@@ -153,6 +157,7 @@ def run(config: PretrainConfig) -> None:
     directory = open_run(config, "pretrain")
     if base:
         model = load_model(base, dtype=load_dtype(config.precision), device=building_device(device))
+        model.config = model_config  # it may have room for longer rows than it had
     else:
         with building_device(device):
             model = Transformer(model_config)

@@ -44,18 +44,40 @@ def note_settings(config: Any, stage: str) -> None:
         raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
 
 
-def _open(config: Any, stage: str) -> Path:
+def check_place(config: Any) -> None:
+    """Refuse an OUT that holds a run already, unasked; and to throw away what the new run starts from."""
     directory: Path = config.output_dir
-    found = [part for part in _PARTS if (directory / part).exists()]
-    if found and config.overwrite:
-        for part in found:
-            path = directory / part
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif found and not config.resume:
+    found = _found(directory)
+    if found and not config.overwrite and not config.resume:
         raise UserError(
             f"{directory} already holds a run ({', '.join(found)}); give --resume to go on with it, "
             "--overwrite to throw it away, or another --output_dir"
         )
+    if not config.overwrite:
+        return
+    doomed = [directory.resolve(), *((directory / part).resolve() for part in found)]
+    for flag in ("ckpt_paths", "tokenizer", "train_data_paths", "val_data_paths"):
+        given = getattr(config, flag, None) or ()
+        for path in (given,) if isinstance(given, str | Path) else given:
+            needed = Path(str(path).split(":", 1)[-1]).expanduser()
+            if needed.exists() and (
+                needed.resolve() in doomed or set(doomed[1:]) & set(needed.resolve().parents)
+            ):
+                raise UserError(
+                    f"--overwrite would throw away {path}, which --{flag} needs; give another --output_dir"
+                )
+
+
+def _found(directory: Path) -> list[str]:
+    return [part for part in _PARTS if (directory / part).exists()]
+
+
+def _open(config: Any, stage: str) -> Path:
+    check_place(config)
+    directory: Path = config.output_dir
+    for part in _found(directory) if config.overwrite else []:
+        path = directory / part
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

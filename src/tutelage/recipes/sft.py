@@ -44,12 +44,13 @@ def run(config: SFTConfig) -> None:
     from tutelage.recipes.fitting import building_device, device_of, fit
     from tutelage.recipes.handing_over import hand_over
     from tutelage.recipes.inference import model_path
-    from tutelage.recipes.preparing import check_model, check_resume, loaders, plan, text_of
-    from tutelage.recipes.run_directory import open_run
+    from tutelage.recipes.preparing import check_model, check_resume, loaders, plan, say, text_of
+    from tutelage.recipes.run_directory import check_place, open_run
     from tutelage.recipes.watching import Watch, sampler_of
     from tutelage.train.precision import load_dtype
 
     device = device_of(config)
+    check_place(config)
     base = model_path(config.ckpt_paths[0])
     model_config = load_config(base)
     tokenizer, template = text_of(base, config.template_config)
@@ -62,6 +63,12 @@ def run(config: SFTConfig) -> None:
         too_long=config.too_long,
         allow_unmasked=config.allow_unmasked,
     )
+    if training.deepest > model_config.max_positions:
+        say(
+            f"the longest sample has {training.deepest:,} positions and the model was made for "
+            f"{model_config.max_positions:,}: its config will say {training.deepest:,}"
+        )
+        model_config = dataclasses.replace(model_config, max_positions=training.deepest)
     sampler = sampler_of(config, tokenizer, template, model_config.max_positions)
     plan(config, model_config, training, device)
     check_resume(config, model_config, training)
@@ -69,6 +76,7 @@ def run(config: SFTConfig) -> None:
         return
     directory = open_run(config, "sft")
     model = load_model(base, dtype=load_dtype(config.precision), device=building_device(device))
+    model.config = model_config  # it may have room for longer rows than it had
     objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
     watch = Watch(validation, sampler=sampler)
     fitted = fit(config, "sft", model, objective, training, watch, directory)

@@ -24,7 +24,7 @@ def existing(base: Path, max_seq_len: int) -> tuple[Tokenizer, ModelConfig]:
 def new(config: PretrainConfig) -> tuple[Tokenizer, ModelConfig]:
     """The named shape with what the flags change, the tokenizer's vocabulary, and positions for a row."""
     assert config.tokenizer is not None
-    tokenizer, named = Tokenizer.load(config.tokenizer), _named(config.model)
+    tokenizer, named = load_tokenizer(config.tokenizer), _named(config.model)
     shape = reshaped(
         named,
         dim=config.dim,

@@ -26,7 +26,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, control: Sequence[str
     if vocab_size < BYTES + len(special):
         raise UserError(
             f"a vocabulary of {vocab_size} is too small: {BYTES} bytes and {len(special)} control tokens "
-            f"({', '.join(special)}) take {BYTES + len(special)} already"
+            f"({few(special)}) take {BYTES + len(special)} already"
         )
     vocabulary = tokenizers.Tokenizer(models.BPE())
     vocabulary.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
@@ -53,3 +53,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, control: Sequence[str
     if control:
         settings["additional_special_tokens"] = list(control)
     return Tokenizer(json.dumps(json.loads(vocabulary.to_str()), ensure_ascii=False), settings)
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of the names, and how many more there are."""
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from tutelage.errors import UserError
 from tutelage.text.sentencepiece_model import Kind, added_tokens
 from tutelage.text.tokenizer import Tokenizer
-from tutelage.text.train import END_OF_TEXT, PAD
+from tutelage.text.train import END_OF_TEXT, PAD, few
 from tutelage.text.twin import plain
 
 UNKNOWN = "<unk>"
@@ -21,7 +21,7 @@ def train_char(texts: Iterable[str], vocab_size: int, control: Sequence[str] = (
     special = list(dict.fromkeys([UNKNOWN, END_OF_TEXT, PAD, *control]))
     if vocab_size <= len(special):
         raise UserError(
-            f"a vocabulary of {vocab_size} is too small: the control tokens ({', '.join(special)}) "
+            f"a vocabulary of {vocab_size} is too small: the control tokens ({few(special)}) "
             f"take {len(special)} already, and every character takes one more"
         )
     counts: Counter[str] = Counter()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from tutelage.errors import UserError
 from tutelage.text.sentencepiece_model import control_last, tokenizer_json
 from tutelage.text.tokenizer import Tokenizer
+from tutelage.text.train import few
 
 _NAMED = ("<unk>", "<s>", "</s>")  # ids 0, 1 and 2; bytes follow
 _PAD = "<pad>"  # as of byte-level vocabularies: no reader can take padding for the end
@@ -29,7 +30,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, control: Sequence
     if vocab_size <= fewest:
         raise UserError(
             f"a vocabulary of {vocab_size} is too small: 256 bytes and {len(_NAMED) + len(control)} control "
-            f"tokens ({', '.join([*_NAMED, *control])}) take {fewest} already, and every character takes "
+            f"tokens ({few([*_NAMED, *control])}) take {fewest} already, and every character takes "
             "one more"
         )
     model = io.BytesIO()

@@ -90,9 +90,12 @@ class Packed:
         self.facts = _facts(store, packing=True, length=length, seed=seed, shuffle=shuffle)
         self.positions, self.deepest, self.context = _sizes(store)
         self._kept = _Kept(self._plan)
+        self._counts: dict[int, int] = {}  # rows of epochs: counting them takes planning them
 
     def rows(self, epoch: int) -> int:
-        return len(self._kept[epoch])
+        if epoch not in self._counts:
+            self._counts[epoch] = len(self._kept[epoch])
+        return self._counts[epoch]
 
     def row(self, epoch: int, number: int) -> list[Sample]:
         return [self._store[index] for index in self._kept[epoch][number]]

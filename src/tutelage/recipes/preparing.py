@@ -121,11 +121,13 @@ def loaders(
 def plan(config: TrainingConfig, model: ModelConfig, loader: Loader, device: torch.device) -> None:
     """Say what the run will be before it starts."""
     steps = total_steps(config, loader)
-    per_parameter = 8 if config.precision == "bf16_pure" else 18 if config.precision == "bf16" else 16
-    memory = model.n_parameters * per_parameter / 2**30
+    per_parameter = {"bf16_pure": 8, "fp32": 16}.get(config.precision, 18)
+    per_parameter += 4 * bool(config.ema_decay)
+    each = f" on each of {dist.world_size()} processes" if dist.world_size() > 1 else ""
+    memory = model.n_parameters * per_parameter / 2**30 / dist.world_size()
     say(
         f"model: {model.family}, {model.n_parameters:,} parameters, {config.precision} on {device}: weights, "
-        f"gradients and optimizer take {memory:.2f} GiB, activations come on top"
+        f"gradients and optimizer take {memory:.2f} GiB{each}, activations come on top"
     )
     if config.lr_scheduler != "constant" and config.warmup(steps) >= steps:
         say(f"the rate only rises: the warm-up is {config.warmup(steps):,} steps, and the run {steps:,}")

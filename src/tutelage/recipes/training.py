@@ -99,6 +99,11 @@ class TrainingConfig:
             problems.append("attention_impl flash needs a GPU; sdpa is the fast one on CPU")
         if self.wandb and find_spec("wandb") is None:
             problems.append("wandb is on, but its package is missing: pip install 'tutelage[wandb]'")
+        if (
+            not self.sample_prompts
+            and self.sample_freq != TrainingConfig.__dataclass_fields__["sample_freq"].default
+        ):
+            problems.append("sample_freq does nothing without sample_prompts")
         if self.train_steps > 0 and self.train_tokens > 0:
             problems.append("train_steps and train_tokens both say how long to train; give one of them")
         if self.resume and self.overwrite:

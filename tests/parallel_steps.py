@@ -86,7 +86,10 @@ def _steps(case: Case) -> dict[str, Tensor]:
     if case.compiled:
         surgery.compile_blocks(model)
     surgery.recompute(model, case.recompute)
-    weights = (parallel.shard if world > 1 else precision.masters)(model, case.kind)
+    if world > 1:
+        weights = parallel.shard(model, case.kind, torch.device("cpu"))
+    else:
+        weights = precision.masters(model, case.kind)
     settings = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-3, "wd": 0.1}  # eps: no noise becomes a step
     if case.optimizer == "muon":
         optimizer = optim.MuonAdamW(weights, muon_lr=None, **settings)

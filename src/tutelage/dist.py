@@ -49,10 +49,18 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Part from the others."""
+    """Part from the others, once all are here, and end this process; alone, do nothing.
+
+    Threads of PyTorch's backends now and then abort a process that ends by itself ("terminate called without
+    an active exception"), and torchrun ends all as soon as one has failed.
+    """
     group = _process_group()
     if group is not None:
+        group.barrier()
         group.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def first_to_fail() -> bool:

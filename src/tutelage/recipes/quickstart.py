@@ -44,7 +44,7 @@ class _Size:
     stories: int = 24_000
     conversations: int = 12_000
     judged: int = 100  # held-out conversations answered before and after
-    pretrain_steps: int = 700
+    pretrain_steps: int = 800
     sft_steps: int = 600
 
 

@@ -5,6 +5,7 @@ summed in float32 and rounded once.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -72,6 +73,23 @@ def collected(
         dropout = kind.dropout
     full = {key: value for key, value in trained.items() if key not in taken}
     return StoredAdapter("the trained adapter", layers, full, dropout, rslora)
+
+
+def same(one: StoredAdapter, other: StoredAdapter) -> bool:
+    """Whether two adapters have the same values, bit for bit but for the scales' last digits."""
+    if one.layers.keys() != other.layers.keys() or one.full.keys() != other.full.keys():
+        return False
+    pairs = [(value, other.full[name]) for name, value in one.full.items()]
+    for name, low in one.layers.items():
+        pair = other.layers[name]
+        if not math.isclose(low.scale, pair.scale, rel_tol=1e-9):
+            return False
+        if (low.magnitude is None) != (pair.magnitude is None):
+            return False
+        pairs += [(low.a, pair.a), (low.b, pair.b)]
+        if low.magnitude is not None and pair.magnitude is not None:
+            pairs.append((low.magnitude, pair.magnitude))
+    return all(torch.equal(a.float().cpu(), b.float().cpu()) for a, b in pairs)
 
 
 def attach_(model: Transformer, stored: StoredAdapter, name: str = DEFAULT) -> None:

@@ -6,7 +6,7 @@ files have, alone.
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -57,7 +57,7 @@ def fits(pattern: str, name: str) -> bool:
 _ADAPTED: dict[type, type] = {nn.Linear: LoRALinear, nn.Embedding: LoRAEmbedding}
 
 
-def targets_of(model: Transformer, settings: LoRASettings) -> list[str]:
+def targets_of(model: Transformer, settings: LoRASettings, *, without: Iterable[str] = ()) -> list[str]:
     """The names of the layers that get an adapter, in the model's order."""
     layers = {name: m for name, m in model.named_modules() if _adaptable(m)}
     chosen = set()
@@ -75,6 +75,9 @@ def targets_of(model: Transformer, settings: LoRASettings) -> list[str]:
         chosen.add(EMBEDDING)
     if settings.head:
         chosen.add(HEAD if HEAD in layers else EMBEDDING)  # tied, they are one matrix
+    chosen -= set(without)
+    if not chosen:
+        raise UserError("no layer is left for an adapter; leave out --lora, or lora_unfrozen_params")
     return [name for name in layers if name in chosen]
 
 
@@ -83,15 +86,21 @@ def _adaptable(module: nn.Module) -> bool:
 
 
 def add_lora_(
-    model: Transformer, settings: LoRASettings, *, seed: int = 0, name: str = DEFAULT
+    model: Transformer,
+    settings: LoRASettings,
+    *,
+    seed: int = 0,
+    name: str = DEFAULT,
+    without: Iterable[str] = (),
 ) -> Transformer:
     """Give the model one more adapter, make it the active one, and freeze everything but it.
 
     B starts at zero, so nothing changes yet; A is drawn from `seed`, U(±1/sqrt(in)), of embeddings N(0, 1).
-    PiSSA begins with the largest singular vectors instead; `settle_` takes them out of the weight.
+    PiSSA begins with the largest singular vectors instead; `settle_` takes them out of the weight. Layers
+    `without` get none, because they are trained in full.
     """
     model.requires_grad_(False)
-    for number, layer in enumerate(targets_of(model, settings)):
+    for number, layer in enumerate(targets_of(model, settings, without=without)):
         module = model.get_submodule(layer)
         adapt_(module)
         assert isinstance(module, LoRALayer)

@@ -1,25 +1,9 @@
 """Adapters give what PEFT's give for the same matrices, and what they must not change they do not."""
 
-import copy
-
-import peft
 import pytest
 import torch
-from peft_models import KINDS, by_peft, ours_with, saved_by_peft, saved_by_us
-from tiny_models import oracle, ours, positions_of, random_tokens
-
-from tutelage.errors import UserError
-from tutelage.model.adapters import (
-    LoRASettings,
-    adapter,
-    add_lora_,
-    merge_,
-    settle_,
-    targets_of,
-    trained_beside,
-    use_adapter,
-    without_adapters,
-)
+from peft_models import KINDS, by_peft, ours_with, saved_by_peft
+from tiny_models import positions_of, random_tokens
 
 FAMILIES = ("llama", "llama tied", "qwen2", "mistral head_dim")
 

@@ -75,9 +75,9 @@ def collected(
     return StoredAdapter("the trained adapter", layers, full, dropout, rslora)
 
 
-def same(one: StoredAdapter, other: StoredAdapter) -> bool:
+def same(one: StoredAdapter, other: StoredAdapter | None) -> bool:
     """Whether two adapters have the same values, bit for bit but for the scales' last digits."""
-    if one.layers.keys() != other.layers.keys() or one.full.keys() != other.full.keys():
+    if other is None or one.layers.keys() != other.layers.keys() or one.full.keys() != other.full.keys():
         return False
     pairs = [(value, other.full[name]) for name, value in one.full.items()]
     for name, low in one.layers.items():
@@ -94,6 +94,14 @@ def same(one: StoredAdapter, other: StoredAdapter) -> bool:
 
 def attach_(model: Transformer, stored: StoredAdapter, name: str = DEFAULT) -> None:
     """Put an adapter on the model as its active one, to be trained further, and freeze everything else."""
+    if model.config.tied:
+        together = for_tied(stored)
+        if together is None:
+            raise UserError(
+                f"{stored.where} changes the embedding and the head apart, and the model has one matrix for "
+                "both; merge it first (`tutelage merge`): the result has two"
+            )
+        stored = together
     check_fits(model.config, stored)
     model.requires_grad_(False)
     for layer, low in stored.layers.items():
@@ -174,7 +182,9 @@ def merged(
     """The model that an adapter makes of another. Refused: layers that do not fit, and, unless `force`d, a
     model that is not the one it was trained on.
     """
-    config, stored = _tied_or_not(config, stored)
+    if config.tied:
+        together = for_tied(stored)
+        config, stored = (replace(config, tied=False), stored) if together is None else (config, together)
     check_fits(config, stored)
     if stored.fingerprint and not force and fingerprint(source) != stored.fingerprint:
         trained_on = f" ({stored.base})" if stored.base else ""
@@ -185,18 +195,18 @@ def merged(
     return config, Merged(source, stored)
 
 
-def _tied_or_not(config: ModelConfig, stored: StoredAdapter) -> tuple[ModelConfig, StoredAdapter]:
-    """A tied model stays one if embedding and head change alike, or only one file entry says so for both."""
-    if not config.tied:
-        return config, stored
+def for_tied(stored: StoredAdapter) -> StoredAdapter | None:
+    """The adapter as a tied model can have it, whose embedding is its head: files say a change of it twice.
+
+    None if the two change apart.
+    """
     embedding, head = (_change(stored, name) for name in (EMBEDDING, HEAD))
     if embedding is None and head is None:
-        return config, stored
-    if embedding is not None and head is not None and torch.allclose(embedding, head, atol=1e-6):
-        layers = {name: low for name, low in stored.layers.items() if name != HEAD.removesuffix(".weight")}
-        full = {name: value for name, value in stored.full.items() if name != HEAD}
-        return config, replace(stored, layers=layers, full=full)
-    return replace(config, tied=False), stored
+        return stored
+    if embedding is None or head is None or not torch.allclose(embedding, head, atol=1e-6):
+        return None
+    layers = {name: low for name, low in stored.layers.items() if f"{name}.weight" != HEAD}
+    return replace(stored, layers=layers, full={k: v for k, v in stored.full.items() if k != HEAD})
 
 
 def _change(stored: StoredAdapter, name: str) -> Tensor | None:

@@ -75,6 +75,11 @@ def load_model(
     return fill(config, source, dtype or source.dtype, device)
 
 
+def stored_dtype(path: str | Path) -> torch.dtype:
+    """The dtype of most of the weights of the model at `path`."""
+    return _open(local_path(path))[1].dtype
+
+
 def fingerprint_of(path: str | Path, adapters: Sequence[str | Path] = ()) -> str:
     """What tells the model at `path`, with these adapters in it, from others of its shape."""
     return fingerprint(_open(local_path(path), adapters, force=True)[1])

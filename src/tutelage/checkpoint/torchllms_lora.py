@@ -72,6 +72,8 @@ def write_torchllms(stored: StoredAdapter, path: Path, config: ModelConfig) -> N
         if _is_embedding(layer):
             a, b = b, a
         state |= {f"{_to_meta(layer)}.lora_A": a.contiguous(), f"{_to_meta(layer)}.lora_B": b.contiguous()}
+        if config.tied and layer == "model.embed_tokens":  # the head is the same matrix, and nothing says so
+            state |= {"output.lora_A": low.a.contiguous(), "output.lora_B": low.b.contiguous()}
     for name, value in stored.full.items():
         layer, _, last = name.rpartition(".")
         state[f"{_to_meta(layer)}.{last}"] = _turned(layer, value, config, halves_to_pairs).contiguous()

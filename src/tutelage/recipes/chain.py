@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from tutelage.checkpoint.hf import is_adapter
+from tutelage.checkpoint.hf import is_adapter, load_config
 from tutelage.checkpoint.hub import local_path
 from tutelage.errors import UserError
+from tutelage.model.config import ModelConfig
 
 NOTE = "tutelage.json"  # beside an adapter
 
@@ -49,10 +51,28 @@ def model_path(name: str) -> Path:
     return chain.base
 
 
-def note_chain(adapter: Path, before: Sequence[Path]) -> None:
-    """Note with an adapter which others its base model has in it: no file of PEFT's says so."""
-    values = {"adapters": [str(path.resolve()) for path in before]}
+def shape_of(chain: Chain) -> ModelConfig:
+    """The model's, with the end tokens and the room that its last adapter was trained with."""
+    shape, note = load_config(chain.base), _note(chain.adapters[-1]) if chain.adapters else {}
+    eos, room = note.get("eos", shape.eos), note.get("max_positions", shape.max_positions)
+    return replace(shape, eos=tuple(eos), max_positions=room)
+
+
+def note_chain(adapter: Path, before: Sequence[Path], shape: ModelConfig) -> None:
+    """Note with an adapter what no file of PEFT's says: which others its base model has in it, and what the
+    config of a merged model should say.
+    """
+    values = {
+        "adapters": [str(path.resolve()) for path in before],
+        "eos": list(shape.eos),
+        "max_positions": shape.max_positions,
+    }
     (adapter / NOTE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _note(adapter: Path) -> dict[str, Any]:
+    path = adapter / NOTE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _resolved(name: str, *, first: bool) -> Path:
@@ -78,9 +98,7 @@ def _trained_on(adapter: Path) -> Chain:
     base = values.get("base_model_name_or_path")
     if not base:
         raise UserError(f"{adapter} is an adapter that does not say what it was trained on; {hint}")
-    note = adapter / NOTE
-    before = json.loads(note.read_text(encoding="utf-8")).get("adapters", []) if note.exists() else []
     try:
-        return chain_of([base, *before])
+        return chain_of([base, *_note(adapter).get("adapters", [])])
     except UserError as error:
         raise UserError(f"{adapter} was trained on {base}, which is not there ({error}); {hint}") from error

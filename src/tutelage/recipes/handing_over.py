@@ -8,7 +8,7 @@ from tutelage.model.transformer import Transformer
 from tutelage.recipes.adapting import Start
 from tutelage.recipes.chain import Chain, note_chain
 from tutelage.recipes.fitting import Fitted
-from tutelage.recipes.merging import merge
+from tutelage.recipes.merging import QUESTIONS, merge
 from tutelage.recipes.preparing import say
 from tutelage.recipes.training import TrainingConfig
 from tutelage.report.page import write_report
@@ -16,8 +16,6 @@ from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.train.export import export, export_adapter, model_card
 from tutelage.train.precision import compute_dtype
-
-_QUESTIONS = ("What is the capital of France?", "Write a short story about a rabbit.", "Grüße! 你好 👋")
 
 
 def hand_over(
@@ -33,7 +31,7 @@ def hand_over(
     template: Template | None,
 ) -> None:
     """Write OUT/model or OUT/adapter and say how exact it is; one that is not what was trained is refused."""
-    probes = [_probe(question, tokenizer, template) for question in _QUESTIONS]
+    probes = [_probe(question, tokenizer, template) for question in QUESTIONS]
     if config.lora:
         assert start is not None
         target = directory / "adapter"
@@ -82,7 +80,7 @@ def hand_over(
         f"go on with `tutelage {next_command}`"
     )
     if config.lora and start is not None:
-        note_chain(target, start.adapters)
+        note_chain(target, start.adapters, shape)
     if config.save_merged and start is not None:
         chain = Chain(start.base, (*start.adapters, target))
         merge(chain, directory / "model", shape, probes, dtype=compute_dtype(config.precision))

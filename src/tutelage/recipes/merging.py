@@ -1,5 +1,6 @@
 """Put adapters into the weights of their model, and prove it on the way."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from tutelage.model.transformer import Transformer
 from tutelage.recipes.chain import Chain
 from tutelage.recipes.preparing import say
 
+QUESTIONS = ("What is the capital of France?", "Write a short story about a rabbit.", "Grüße! 你好 👋")
 TOLERANCE = 1e-3  # of logits in float32, whose sums the merge takes in another order
 
 
@@ -39,7 +41,7 @@ def merge(
         )
     del beside  # the memory of a model
     model = load_model(chain.base, dtype=dtype, adapters=chain.adapters, force=force)
-    save_model(model, shape if model.config.tied == shape.tied else model.config, directory, dtype=dtype)
+    save_model(model, replace(shape, tied=model.config.tied), directory, dtype=dtype)
     rounded = _logits(load_model(directory, dtype=torch.float32), probes)
     total = sum(map(len, probes))
     flips = sum(int((a.argmax(-1) != b.argmax(-1)).sum()) for a, b in zip(exact, rounded, strict=True))

@@ -173,6 +173,10 @@ class TrainingConfig:
             problems.append(f"lora trains adapters and freezes all else; leave out {names}")
         if self.lora_continue and (names := given(of_new)):
             problems.append(f"lora_continue trains an adapter as it is; leave out {names}")
+        if self.lora and self.optimizer == "muon":
+            problems.append(
+                "muon moves whole matrices and lora trains factors of them; leave out optimizer muon"
+            )
         if self.lora_dora and self.lora_init == "pissa":
             problems.append("lora_dora and lora_init pissa exclude each other")
         return problems

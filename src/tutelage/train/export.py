@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tutelage import dist
-from tutelage.checkpoint.adapter import attach_, collected, same
+from tutelage.checkpoint.adapter import attach_, collected, for_tied, same
 from tutelage.checkpoint.hf import load_model, save_model
 from tutelage.checkpoint.peft import read_peft, write_peft
 from tutelage.errors import UserError
@@ -96,7 +96,7 @@ def export_adapter(
             stored, directory, config=model.config, base=base, fingerprint=fingerprint, dtype=torch.float32
         )
         read = read_peft(directory)
-        if not same(stored, read):
+        if not same(stored, for_tied(read) if model.config.tied else read):
             return Gate(math.nan, False, 0)
         if dist.world_size() > 1 or any(".initial_" in name for name in trained):
             return _compare(live, live)

@@ -219,6 +219,7 @@ def refuse_other_arithmetic(config: ModelConfig) -> None:
             ("rope_scaling", config.rope_scaling, None),
             ("rms_norm_eps", config.norm_eps, _EPS),
             ("attention bias", config.qkv_bias, False),
+            ("use_role_embeddings", config.role_embeddings, False),
             ("head_dim", config.head_dim, config.dim // config.n_heads),
         )
         if found != wanted

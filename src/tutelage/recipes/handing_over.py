@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from tutelage import dist
+from tutelage.data.encode import Encoder
 from tutelage.model.config import ModelConfig
+from tutelage.model.roles import NOTE
 from tutelage.model.transformer import Transformer
 from tutelage.recipes.fitting import Fitted
 from tutelage.recipes.preparing import say
@@ -29,14 +31,14 @@ def hand_over(
     precision: Precision,
 ) -> None:
     """Write OUT/model and say how exact it is; a model that is not the trained one is refused."""
-    target = directory / "model"
+    target, encoder = directory / "model", Encoder(template, tokenizer)
     gate = export(
         model,
         fitted.masters,
         config,
         target,
         dtype=stored_dtype(precision),
-        probes=[_probe(question, tokenizer, template) for question in _QUESTIONS],
+        probes=[encoder.prompt(question) for question in _QUESTIONS],
     )
     if dist.rank():
         return
@@ -55,6 +57,7 @@ def hand_over(
         facts=facts,
         gate=gate,
         template=template.name if template else "none",
+        config=config,
     )
     (target / "README.md").write_text(card, encoding="utf-8")
     shown = {
@@ -69,9 +72,5 @@ def hand_over(
         f"{target}: read back from disk, logits differ by {gate.logit_error:.3g}, greedy text is equal; "
         f"go on with `tutelage {next_command}`"
     )
-
-
-def _probe(question: str, tokenizer: Tokenizer, template: Template | None) -> list[int]:
-    if template is None:
-        return tokenizer.encode(question)
-    return template.encode([{"role": "user", "content": question}], tokenizer, reply=True).tokens
+    if config.role_embeddings:
+        say(f"note: {NOTE}")

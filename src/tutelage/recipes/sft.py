@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tutelage.errors import UserError
+from tutelage.model.config import ModelConfig, role_embeddings_std
 from tutelage.recipes.training import TrainingConfig
 
 
@@ -28,6 +29,8 @@ class SFTConfig(TrainingConfig):
     )
     too_long: Literal["truncate", "drop"] = "truncate"  # what happens to conversations over max_seq_len
     allow_unmasked: bool = False  # accept data of which every token, or none, is learned
+    use_role_embeddings: bool = False  # tell the model whose each token is; other programs cannot run it then
+    role_embeddings_init: str = "zeros"  # of their table: zeros, or gaussian:STD drawn by the seed
 
     def __post_init__(self) -> None:
         TrainingConfig.__post_init__(self)
@@ -35,11 +38,15 @@ class SFTConfig(TrainingConfig):
             raise UserError(
                 f"ckpt_paths names {len(self.ckpt_paths)} models, and one is fine-tuned at a time"
             )
+        role_embeddings_std(self.role_embeddings_init)
+        if self.role_embeddings_init != "zeros" and not self.use_role_embeddings:
+            raise UserError("role_embeddings_init does nothing without use_role_embeddings")
 
 
 def run(config: SFTConfig) -> None:
     """Check everything, load, train, export."""
     from tutelage.checkpoint.hf import load_config, load_model
+    from tutelage.model.transformer import add_role_embeddings_
     from tutelage.objectives.language import NextToken
     from tutelage.recipes.fitting import building_device, device_of, fit
     from tutelage.recipes.handing_over import hand_over
@@ -55,6 +62,8 @@ def run(config: SFTConfig) -> None:
     model_config = load_config(base)
     tokenizer, template = text_of(base, config.template_config)
     check_model(base, model_config, tokenizer)
+    fresh_roles = config.use_role_embeddings and not model_config.role_embeddings
+    model_config = _with_roles(config, model_config)
     training, validation = loaders(
         config,
         tokenizer,
@@ -76,6 +85,8 @@ def run(config: SFTConfig) -> None:
         return
     directory = open_run(config, "sft")
     model = load_model(base, dtype=load_dtype(config.precision), device=building_device(device))
+    if fresh_roles:
+        add_role_embeddings_(model, config.role_embeddings_init, seed=config.seed)
     model.config = model_config  # it may have room for longer rows than it had
     objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
     watch = Watch(validation, sampler=sampler)
@@ -92,3 +103,21 @@ def run(config: SFTConfig) -> None:
         template=template,
         precision=config.precision,
     )
+
+
+def _with_roles(config: SFTConfig, base: ModelConfig) -> ModelConfig:
+    """The shape that is trained: with role embeddings if they are asked for, or if the base has them."""
+    from tutelage.recipes.preparing import say
+
+    if base.role_embeddings:
+        unused = f"; --role_embeddings_init {config.role_embeddings_init} has no use"
+        say(
+            "role embeddings: the model has them already, and they are trained further"
+            + (unused if config.role_embeddings_init != "zeros" else "")
+        )
+        return base
+    if not config.use_role_embeddings:
+        return base
+    say(f"role embeddings: a fresh table, {config.role_embeddings_init}")
+    init = config.role_embeddings_init
+    return dataclasses.replace(base, role_embeddings=True, role_embeddings_init=init)

@@ -219,13 +219,14 @@ def refuse_other_arithmetic(config: ModelConfig) -> None:
             ("rope_scaling", config.rope_scaling, None),
             ("rms_norm_eps", config.norm_eps, _EPS),
             ("attention bias", config.qkv_bias, False),
-            ("use_role_embeddings", config.role_embeddings, False),
             ("head_dim", config.head_dim, config.dim // config.n_heads),
         )
         if found != wanted
     ]
     if config.windows and any(window and window < config.max_positions for window in config.windows):
         problems.append("attention has a sliding window, it has none")
+    if config.role_embeddings:
+        problems.append("what is added to a token depends on whose it is, it has no role embeddings")
     if problems:
         raise UserError("llama2.c's program cannot run this model: " + "; ".join(problems))
 

@@ -13,9 +13,9 @@ from tutelage.model.config import N_ROLES, role_embeddings_std
 
 NOTE = (
     "the model has role embeddings: every token's embedding is the sum of the token's own and its role's "
-    "(system, user, assistant, tool, other). Other programs (transformers, vLLM, llama.cpp) load the files, "
-    "ignore model.role_embeddings.weight and so compute something else; only tutelage runs this model as it "
-    "was trained"
+    "(system, user, assistant, tool, other). Other programs know nothing of it: transformers loads the "
+    "files, ignores model.role_embeddings.weight and so computes something else; vLLM and llama.cpp refuse "
+    "the files or do the same. Only tutelage runs this model as it was trained"
 )
 
 

@@ -26,6 +26,7 @@ from tutelage.infer.sampling import Sampling
 from tutelage.model.config import N_ROLES, ModelConfig, role_embeddings_std
 from tutelage.model.roles import RoleEmbeddings
 from tutelage.model.transformer import Transformer, add_role_embeddings_, initialise_
+from tutelage.objectives.base import token_logps
 from tutelage.objectives.language import NextToken
 from tutelage.text.roles import ROLE_IDS, ROLES
 from tutelage.train import optim, precision, surgery
@@ -153,6 +154,19 @@ def test_roles_of_a_batch_are_those_of_the_tokens_read_and_not_of_the_targets():
         ("assistant", "c<|im_end|>"),
     ]
     assert batch.roles[0, real:].unique().tolist() == [OTHER]
+
+
+def test_log_probabilities_hear_roles_as_those_of_a_reference_must():
+    """One trainer's DPO asked its reference without roles, and so compared with another model."""
+    theirs, model = pair("llama tied")
+    sample = Sample(
+        random_tokens(1, 12)[0].tolist(), [1.0] * 12, random_roles(random_tokens(1, 12))[0].tolist()
+    )
+    batch = collate([[sample]], 11)
+    with torch.no_grad():
+        chances = summed(theirs, table_of(model), batch.tokens, batch.roles).log_softmax(-1)
+        expected = chances.gather(2, batch.targets[..., None])[..., 0]
+        torch.testing.assert_close(token_logps(model.eval(), batch), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_packing_and_padding_change_no_prediction():

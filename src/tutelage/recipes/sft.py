@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tutelage.errors import UserError
-from tutelage.model.config import ModelConfig, role_embeddings_std
+from tutelage.model.config import role_embeddings_std
 from tutelage.recipes.training import TrainingConfig
 
 
@@ -51,7 +51,7 @@ def run(config: SFTConfig) -> None:
     from tutelage.recipes.fitting import building_device, device_of, fit
     from tutelage.recipes.handing_over import hand_over
     from tutelage.recipes.inference import model_path
-    from tutelage.recipes.preparing import check_model, check_resume, loaders, plan, say, text_of
+    from tutelage.recipes.preparing import check_model, check_resume, loaders, plan, say, text_of, with_roles
     from tutelage.recipes.run_directory import check_place, open_run
     from tutelage.recipes.watching import Watch, sampler_of
     from tutelage.train.precision import load_dtype
@@ -63,7 +63,7 @@ def run(config: SFTConfig) -> None:
     tokenizer, template = text_of(base, config.template_config)
     check_model(base, model_config, tokenizer)
     fresh_roles = config.use_role_embeddings and not model_config.role_embeddings
-    model_config = _with_roles(config, model_config)
+    model_config = with_roles(model_config, use=config.use_role_embeddings, init=config.role_embeddings_init)
     training, validation = loaders(
         config,
         tokenizer,
@@ -103,21 +103,3 @@ def run(config: SFTConfig) -> None:
         template=template,
         precision=config.precision,
     )
-
-
-def _with_roles(config: SFTConfig, base: ModelConfig) -> ModelConfig:
-    """The shape that is trained: with role embeddings if they are asked for, or if the base has them."""
-    from tutelage.recipes.preparing import say
-
-    if base.role_embeddings:
-        unused = f"; --role_embeddings_init {config.role_embeddings_init} has no use"
-        say(
-            "role embeddings: the model has them already, and they are trained further"
-            + (unused if config.role_embeddings_init != "zeros" else "")
-        )
-        return base
-    if not config.use_role_embeddings:
-        return base
-    say(f"role embeddings: a fresh table, {config.role_embeddings_init}")
-    init = config.role_embeddings_init
-    return dataclasses.replace(base, role_embeddings=True, role_embeddings_init=init)

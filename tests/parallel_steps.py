@@ -47,6 +47,7 @@ class Case:
     )
     recompute: float = 0.0
     compiled: bool = False
+    roles: bool = False  # the model has role embeddings
 
 
 CASES = {
@@ -63,6 +64,8 @@ CASES = {
     "muon": Case(optimizer="muon"),
     "muon, in float32": Case(optimizer="muon", exact=True),
     "recomputed": Case(recompute=0.5),
+    "roles": Case(roles=True, tied=True, packed=True, rows=1),
+    "roles, one document for two": Case(roles=True, documents=5, rows=1, micro=2, kind="bf16"),
     "bf16": Case(kind="bf16"),
     "bf16, tied": Case(kind="bf16", tied=True),
     "bf16_pure": Case(kind="bf16_pure"),
@@ -82,7 +85,7 @@ def steps(case: Case) -> dict[str, Tensor]:
 
 def _steps(case: Case) -> dict[str, Tensor]:
     world = dist.world_size()
-    model = tiny(tied=case.tied)
+    model = tiny(tied=case.tied, roles=case.roles)
     if case.compiled:
         surgery.compile_blocks(model)
     surgery.recompute(model, case.recompute)

@@ -33,6 +33,7 @@ class ConvertConfig:
     output: Path  # directory to write
     format: Literal["hf", "llama2c"] = "hf"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of the weights; auto: as they are stored
+    fold: bool = False  # put role embeddings into the other weights: cannot be done, and says why
     overwrite: bool = False  # replace a model that is already in output
 
     def __post_init__(self) -> None:
@@ -41,6 +42,11 @@ class ConvertConfig:
             problems.append("ckpt_paths names no model")
         if self.format == "llama2c" and self.precision not in ("auto", "fp32"):
             problems.append(f"precision is {self.precision}, but files of format llama2c hold fp32")
+        if self.fold:
+            problems.append(
+                "fold: role embeddings cannot go into other weights: what they add depends on whose the "
+                "token is, the same token can be anybody's, and no weight of other programs knows whose it is"
+            )
         if problems:
             raise UserError("\n  ".join(problems))
 
@@ -52,6 +58,7 @@ def run(config: ConvertConfig) -> None:
     from tutelage.checkpoint.hf import load_config, load_model, save_model
     from tutelage.checkpoint.llama2c import refuse_other_arithmetic
     from tutelage.checkpoint.tokenizer import load_tokenizer
+    from tutelage.model.roles import NOTE
     from tutelage.recipes.chain import chain_of
 
     chain = chain_of(config.ckpt_paths)
@@ -70,6 +77,8 @@ def run(config: ConvertConfig) -> None:
         return
     tokenizer.save(config.output)
     save_model(model, model.config, config.output, dtype=model.head_weight.dtype)
+    if model.config.role_embeddings:
+        print(f"note: {NOTE}", file=sys.stderr)
     print(f"{config.output}: {model.config.n_parameters:,} parameters, {model.config.dtype}", file=sys.stderr)
 
 

@@ -23,6 +23,7 @@ from tutelage.checkpoint.source import Source, check, fill, parameter_shapes
 from tutelage.checkpoint.tokenizer import find_gguf
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
+from tutelage.model.quantize import Quantization
 from tutelage.model.transformer import Transformer
 
 
@@ -53,14 +54,19 @@ def check_files(path: str | Path) -> None:
 
 
 def load_model(
-    path: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    quantization: Quantization | None = None,
 ) -> Transformer:
     """The model at `path` (a directory, a model file or a hub id), in `dtype` or that of most of its weights.
 
     Peak memory is the weights and some tens of megabytes: they are read piece by piece into their place.
+    With `quantization` it is the quantized model and one matrix more.
     """
     config, source = _open(local_path(path))
-    return fill(config, source, dtype or source.dtype, device)
+    return fill(config, source, dtype or source.dtype, device, quantization)
 
 
 def _open(path: Path) -> tuple[ModelConfig, Source]:

@@ -22,7 +22,7 @@ from tutelage.model.transformer import Transformer
 Kind = Literal["nf4", "fp4", "int8"]
 BLOCK = 64  # weights that share a scale, in 4 bits
 SCALES = 256  # of these that share one in turn, doubly quantized
-_PIECE = 2**20  # weights quantized at a time: in float32 and sorted into levels they take 16 MB
+_PIECE = 2**18  # weights quantized at a time: in float32 and sorted into levels they take some megabytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,22 +78,16 @@ class QuantizedLinear(nn.Module):
 def quantize_(model: Transformer, quantization: Quantization) -> None:
     """Replace every linear layer inside the blocks; embedding, norms and head stay as they are."""
     for name in quantizable(model):
-        replace(model, name, quantization)
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        quantized = QuantizedLinear(linear.weight.detach(), linear.bias, quantization)
+        model.set_submodule(name, quantized.train(linear.training))
 
 
 def quantizable(model: Transformer) -> list[str]:
     """The names of the linear layers inside the blocks."""
     layers = model.model.layers.named_modules(prefix="model.layers")
     return [name for name, module in layers if isinstance(module, nn.Linear)]
-
-
-def replace(model: nn.Module, name: str, quantization: Quantization) -> None:
-    """Put the quantized layer in the place of the linear one called `name`, which is then free."""
-    linear = model.get_submodule(name)
-    assert isinstance(linear, nn.Linear)
-    with torch.no_grad():
-        quantized = QuantizedLinear(linear.weight.detach(), linear.bias, quantization)
-    model.set_submodule(name, quantized.train(linear.training))
 
 
 @cache
@@ -134,9 +128,10 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor):  # type: ignore[override]
-        weight = _dequantize(ctx.kind, ctx.shape, ctx.saved_tensors, upstream.dtype)
+        stored = ctx.saved_tensors  # once: with recomputation a second look is an error
+        weight = _dequantize(ctx.kind, ctx.shape, stored, upstream.dtype)
         bias = upstream.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        return upstream @ weight, bias, None, None, *(None for _ in ctx.saved_tensors)
+        return upstream @ weight, bias, None, None, *(None for _ in stored)
 
 
 def _dequantize(kind: Kind, shape: Sequence[int], stored: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

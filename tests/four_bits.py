@@ -1,4 +1,4 @@
-"""NF4 and FP4 in plain PyTorch, as the QLoRA paper has them (arxiv 2305.14314): what ours is compared with."""
+"""NF4 and FP4 in plain PyTorch, as the QLoRA paper has them (arxiv 2305.14314): the oracle for ours."""
 
 import torch
 from torch import Tensor

@@ -75,7 +75,9 @@ def test_codes_are_those_of_the_paper_and_of_bitsandbytes(kind, name):
     if kind == "nf4":
         assert torch.equal(codes, expected)
     else:  # it has two zeros, and bfloat16 weights may lie in the middle of two levels
-        off = [(weight.flatten() - four_bits.dequantize(each, scales, kind)).abs() for each in (codes, expected)]
+        off = [
+            (weight.flatten() - four_bits.dequantize(each, scales, kind)).abs() for each in (codes, expected)
+        ]
         assert torch.allclose(*off, rtol=0, atol=1e-7 * float(scales.max()))
 
 

@@ -11,6 +11,7 @@ import torch
 from tiny_models import oracle, positions_of, random_tokens
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from tutelage.checkpoint.hf import load_model, save_model
 from tutelage.checkpoint.source import parameter_shapes
@@ -57,7 +58,8 @@ def same_layers(model: Transformer, other: Transformer) -> bool:
     half = len(stored) // 2
     pairs = zip(stored[:half], stored[half:], strict=True)
     return half > 0 and all(
-        a.keys() == b.keys() and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
+        a.keys() == b.keys()
+        and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
         for a, b in pairs
     )
 
@@ -167,6 +169,18 @@ def test_it_runs_without_memory_under_fake_tensors(quantization):
 
 
 @each_kind
+def test_on_a_gpu_shapes_and_operations_are_the_same(quantization):
+    """By fake tensors: there one kernel may make the weight and multiply."""
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.no_grad():
+        layer = QuantizedLinear(torch.empty(96, 64, device="cuda"), None, quantization)
+        out = layer(torch.empty(2, 5, 64, device="cuda"))
+        weight = layer.dequantized()
+    assert out.is_cuda and out.shape == (2, 5, 96)
+    assert weight.is_cuda and weight.shape == (96, 64)
+    assert counter.get_total_flops() == 2 * 10 * 64 * 96
+
+
+@each_kind
 def test_an_average_of_the_weights_passes_over_quantized_ones(quantization):
     model = quantized(quantization)
     average = EMA(precision.masters(model, "fp32"), decay=0.9)
@@ -226,7 +240,9 @@ def test_loading_holds_one_matrix_in_full(kind, tmp_path):
         ffn_dim=4096,
         tied=True,
     )
-    state = {name: torch.ones(shape, dtype=torch.bfloat16) for name, shape in parameter_shapes(config).items()}
+    state = {
+        name: torch.ones(shape, dtype=torch.bfloat16) for name, shape in parameter_shapes(config).items()
+    }
     full = sum(tensor.nbytes for tensor in state.values())
     save_model(state, config, tmp_path / "large", dtype=torch.bfloat16)
     del state
@@ -234,7 +250,8 @@ def test_loading_holds_one_matrix_in_full(kind, tmp_path):
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "large"), str(tmp_path / "tiny"), kind]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     peak, held, largest = map(int, done.stdout.split())
-    print(f"{kind}: peak {peak / 1e6:.0f} MB, held {held / 1e6:.0f}, one matrix {largest / 1e6:.0f}, full {full / 1e6:.0f}")
+    sizes = {"peak": peak, "held": held, "one matrix": largest, "in full": full}
+    print(kind, {name: f"{size / 1e6:.0f} MB" for name, size in sizes.items()})
     assert full > 400e6
     assert held < (0.27 if kind == "nf4" else 0.51) * full + 5e6
     assert 0.9 * held < peak < held + largest + 40e6

@@ -5,6 +5,7 @@ gives every row a scale. Matmuls run in the dtype of their input, on weights tha
 """
 
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 from tutelage.errors import UserError
 from tutelage.model.transformer import Transformer
@@ -108,6 +110,10 @@ def load_library() -> None:
         if kept is not missing:
             sys.modules["kernels"] = kept  # type: ignore[assignment]
 
+    @register_flop_formula(torch.ops.bitsandbytes.gemm_4bit)
+    def _(x_shape: Sequence[int], *_: Any, out_shape: Sequence[int]) -> int:
+        return 2 * x_shape[-1] * math.prod(out_shape)
+
 
 class _FrozenLinear(torch.autograd.Function):
     """x weight^T + bias. Keeps what is stored for the backward pass, not the weight made of it."""
@@ -118,10 +124,9 @@ class _FrozenLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(*stored)
         ctx.kind, ctx.shape = kind, shape
-        if kind == "int8":
+        if kind == "int8" or not x.is_cuda:
             return F.linear(x, _dequantize(kind, shape, stored, x.dtype), bias)
-        codes, scales, *second = stored
-        # On GPUs it is one kernel for few rows; on CPU it makes the weight and multiplies.
+        codes, scales, *second = stored  # for few rows a kernel that makes no weight
         return torch.ops.bitsandbytes.gemm_4bit(
             x, codes, shape, scales.view(torch.float32), BLOCK, kind, bias, *_second(second)
         )
@@ -137,7 +142,7 @@ class _FrozenLinear(torch.autograd.Function):
 def _dequantize(kind: Kind, shape: Sequence[int], stored: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     codes, scales, *second = stored
     if kind == "int8":
-        return codes * scales.view(torch.bfloat16).to(dtype)[:, None]
+        return codes * scales.view(torch.bfloat16).to(dtype).unsqueeze(1)
     library, scales = torch.ops.bitsandbytes, scales.view(torch.float32)
     if second:
         small, levels, offset = _second(second)
@@ -153,7 +158,9 @@ def _second(stored: Sequence[Tensor]) -> Sequence[Tensor]:
 def _rows(weight: Tensor) -> dict[str, Tensor]:
     """int8. Scales are bfloat16 numbers, so that code times scale is rounded once where that is the dtype."""
     scales = (weight.abs().amax(1).float() / 127).bfloat16()
-    divisors = scales.float().where(scales > 0, 1.0)[:, None]
+    divisors = (
+        scales.float().clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
+    )  # of an empty row: not 0
     rows = max(1, _PIECE // weight.shape[1])
     codes = [
         (part.float() / divisor).round_().clamp_(-127, 127).to(torch.int8)
@@ -163,7 +170,7 @@ def _rows(weight: Tensor) -> dict[str, Tensor]:
 
 
 def _blocks(weight: Tensor, kind: Kind, double: bool) -> dict[str, Tensor]:
-    """4 bits. Doubly quantized, blocks of scales less their mean are codes for 256 levels, and have a scale."""
+    """4 bits. Doubly quantized, scales less their mean are codes for 256 levels, in blocks with a scale."""
     quantize = torch.ops.bitsandbytes.quantize_4bit
     parts = [quantize(part, BLOCK, kind, torch.uint8) for part in weight.flatten().split(_PIECE)]
     codes, scales = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -90,6 +90,8 @@ class PretrainConfig(TrainingConfig):
                 "tokenizer is missing: a directory with tokenizer.json, such as `tutelage tokenizer train` "
                 "writes; or give ckpt_paths, to go on with a model that has its own"
             )
+        if self.quant != "none" and not self.ckpt_paths:
+            problems.append("quant is for weights that exist already; give ckpt_paths")
         if self.dropout_attn and self.attention_impl == "flash":
             problems.append("dropout_attn does not go with attention_impl flash; sdpa and eager have it")
         if self.train_data_weights and len(self.train_data_weights) != len(self.train_data_paths):
@@ -130,6 +132,7 @@ def run(config: PretrainConfig) -> None:
     from tutelage.recipes.inference import model_path
     from tutelage.recipes.preparing import check_resume, loaders, plan
     from tutelage.recipes.pretokenized import ShardSettings
+    from tutelage.recipes.quantizing import quantization_of
     from tutelage.recipes.run_directory import check_place, open_run
     from tutelage.recipes.shaping import existing, new
     from tutelage.recipes.watching import Watch, sampler_of
@@ -156,7 +159,12 @@ def run(config: PretrainConfig) -> None:
         return
     directory = open_run(config, "pretrain")
     if base:
-        model = load_model(base, dtype=load_dtype(config.precision), device=building_device(device))
+        model = load_model(
+            base,
+            dtype=load_dtype(config.precision),
+            device=building_device(device),
+            quantization=quantization_of(config.quant, config.quant_double),
+        )
         model.config = model_config  # it may have room for longer rows than it had
     else:
         with building_device(device):

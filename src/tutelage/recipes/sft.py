@@ -45,6 +45,7 @@ def run(config: SFTConfig) -> None:
     from tutelage.recipes.handing_over import hand_over
     from tutelage.recipes.inference import model_path
     from tutelage.recipes.preparing import check_model, check_resume, loaders, plan, say, text_of
+    from tutelage.recipes.quantizing import quantization_of
     from tutelage.recipes.run_directory import check_place, open_run
     from tutelage.recipes.watching import Watch, sampler_of
     from tutelage.train.precision import load_dtype
@@ -75,7 +76,12 @@ def run(config: SFTConfig) -> None:
     if config.dry_run:
         return
     directory = open_run(config, "sft")
-    model = load_model(base, dtype=load_dtype(config.precision), device=building_device(device))
+    model = load_model(
+        base,
+        dtype=load_dtype(config.precision),
+        device=building_device(device),
+        quantization=quantization_of(config.quant, config.quant_double),
+    )
     model.config = model_config  # it may have room for longer rows than it had
     objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
     watch = Watch(validation, sampler=sampler)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from tutelage.errors import UserError
+from tutelage.recipes.quantizing import Quant, quant_problems
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +63,10 @@ class TrainingConfig:
     compile: bool = False  # torch.compile: a minute at the start, faster steps after it
     device: str = "auto"  # cuda, cpu, or auto: cuda where there is one
 
+    # Quantized base
+    quant: Quant = "none"  # the base's linear layers in 4 (nf4, fp4) or 8 bits, frozen: for --lora
+    quant_double: bool = True  # the scales of nf4 and fp4 in 8 bits too: 4.13 bits a weight instead of 4.5
+
     # Run
     output_dir: Path = Path("output")
     resume: bool = False  # go on from the newest complete checkpoint in output_dir
@@ -112,6 +117,9 @@ class TrainingConfig:
             problems.append("warmup_steps and warmup_ratio say the same thing twice; give one of them")
         if self.muon_lr is not None and self.optimizer != "muon":
             problems.append("muon_lr is given, but optimizer is adamw; --optimizer muon uses it")
+        problems += quant_problems(self.quant, self.quant_double)
+        if self.quant != "none" and not getattr(self, "lora", False):
+            problems.append(f"quant is {self.quant}, and a quantized weight cannot be trained; add --lora")
         for name, kinds in _SCHEDULERS.items():
             default = TrainingConfig.__dataclass_fields__[name].default
             if getattr(self, name) != default and self.lr_scheduler not in kinds:

@@ -183,6 +183,21 @@ def test_forward_and_gradients_are_those_of_a_linear_layer_of_the_dequantized_we
         assert torch.allclose(bias.grad, copied.grad, **close)
 
 
+@each_kind
+@pytest.mark.parametrize("shape", [(1, 1, 96), (16, 1, 96), (17, 96), (96,), (0, 96)])
+def test_without_gradients_few_rows_are_multiplied_as_many_are(quantization, shape):
+    """In bfloat16 on CPU int8 has a kernel for them."""
+    layer = QuantizedLinear(
+        normal(48, 96), nn.Parameter(normal(48, std=1, dtype=torch.bfloat16)), quantization
+    )
+    x = normal(*shape, std=1, dtype=torch.bfloat16)
+    expected = F.linear(x.float(), layer.dequantized(), layer.bias.float())
+    with torch.no_grad():
+        out = layer(x)
+    assert out.dtype == torch.bfloat16
+    assert torch.allclose(out.float(), expected, rtol=1e-2, atol=5e-3)
+
+
 def test_a_missing_library_is_named_with_what_to_do(monkeypatch):
     load_library.cache_clear()
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)

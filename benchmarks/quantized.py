@@ -47,12 +47,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", help="a model directory, GGUF file or hub id")
     parser.add_argument("--text", type=Path)
+    parser.add_argument("--only", nargs="+", help="of the rows of the second table; bf16 is always there")
     parser.add_argument("--rounds", type=int, default=9)
     words = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     if words.model:
-        measure_model(words.model, words.text.read_text(encoding="utf-8"))
+        measure_model(words.model, words.text.read_text(encoding="utf-8"), words.only)
     else:
         for out, into in SHAPES:
             measure_layer(out, into, rounds=words.rounds)
@@ -155,7 +156,7 @@ def _taking_turns(runs: dict[str, Callable[[], None]], rounds: int) -> list[floa
     return [statistics.median(each) for each in seconds]
 
 
-def measure_model(path: str, text: str) -> None:
+def measure_model(path: str, text: str, only: list[str] | None) -> None:
     """A table of every kind: megabytes, perplexity, how far the next token's odds move, tokens a second."""
     tokenizer = load_tokenizer(path)
     tokens = torch.tensor(tokenizer.encode(text)[: WINDOWS * WINDOW])
@@ -167,6 +168,8 @@ def measure_model(path: str, text: str) -> None:
     for threshold in THRESHOLDS:
         makers[f"LLM.int8, outliers from {threshold:g}"] = partial(_loaded_llm_int8, path, threshold)
     for name, make in makers.items():
+        if only and name not in ("bf16", *only):
+            continue
         model = make()
         held = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
         logps = _logps(model, tokens)

@@ -255,3 +255,34 @@ def test_loading_holds_one_matrix_in_full(kind, tmp_path):
     assert full > 400e6
     assert held < (0.27 if kind == "nf4" else 0.51) * full + 5e6
     assert 0.9 * held < peak < held + largest + 40e6
+
+
+class Adapted(QuantizedLinear):
+    """A layer with a low-rank path beside it, put into an existing one by changing its class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x @ self.down.T @ self.up.T
+
+
+@each_kind
+def test_adapters_learn_on_a_quantized_base(quantization):
+    """As in QLoRA: all else is frozen, and the base is bit for bit what it was."""
+    model = quantized(quantization).requires_grad_(False)
+    for layer in layers(model).values():
+        layer.__class__ = Adapted
+        layer.down = nn.Parameter(torch.randn(4, layer.in_features) * 0.1)
+        layer.up = nn.Parameter(torch.zeros(layer.out_features, 4))
+    before = deepcopy(model)
+    masters = precision.masters(model, "bf16")
+    trained = [parameter for parameter in masters.values() if parameter.requires_grad]
+    assert len(trained) == 2 * len(layers(model))
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    precision.follow(model, masters, optimizer)
+    losses = []
+    for _ in range(20):
+        losses.append(loss(model))
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.9 * losses[0]
+    assert same_layers(model, before)

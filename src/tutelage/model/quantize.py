@@ -60,6 +60,11 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
+        if self.kind == "int8" and _few(x) and not torch.is_grad_enabled():
+            scales, rows = self.scales.view(torch.bfloat16), x.reshape(-1, self.in_features)
+            multiply = torch._weight_int8pack_mm  # pyright: ignore[reportPrivateImportUsage]
+            out = multiply(rows, self.codes, scales).view(*x.shape[:-1], self.out_features)
+            return out if self.bias is None else out + self.bias
         return _FrozenLinear.apply(x, self.bias, self.kind, self._shape, *self._tensors())
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -125,13 +130,6 @@ class _FrozenLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(*stored)
         ctx.kind, ctx.shape = kind, shape
-        if kind == "int8" and _few(x) and not any(ctx.needs_input_grad):
-            codes, scales = stored
-            rows = x.reshape(-1, shape[1])
-            out = torch._weight_int8pack_mm(  # pyright: ignore[reportPrivateImportUsage]
-                rows, codes, scales.view(torch.bfloat16)
-            ).view(*x.shape[:-1], shape[0])
-            return out if bias is None else out + bias
         if kind == "int8" or not x.is_cuda:
             return F.linear(x, _dequantize(kind, shape, stored, x.dtype), bias)
         codes, scales, *second = stored  # for few rows a kernel that makes no weight

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from tutelage.errors import UserError
 from tutelage.model.transformer import Transformer
@@ -115,10 +115,12 @@ def load_library() -> None:
         del sys.modules["kernels"]
         if kept is not missing:
             sys.modules["kernels"] = kept  # type: ignore[assignment]
+    if torch.ops.bitsandbytes.gemm_4bit not in flop_registry:
+        register_flop_formula(torch.ops.bitsandbytes.gemm_4bit)(_operations)
 
-    @register_flop_formula(torch.ops.bitsandbytes.gemm_4bit)
-    def _(x_shape: Sequence[int], *_: Any, out_shape: Sequence[int]) -> int:
-        return 2 * x_shape[-1] * math.prod(out_shape)
+
+def _operations(x_shape: Sequence[int], *_: Any, out_shape: Sequence[int]) -> int:
+    return 2 * x_shape[-1] * math.prod(out_shape)
 
 
 class _FrozenLinear(torch.autograd.Function):

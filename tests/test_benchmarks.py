@@ -12,6 +12,7 @@ from benchmarks import plain
 from benchmarks.cases import CASES, TINY, Shape, chats, settings
 from benchmarks.field import heats, needs_peers
 from benchmarks.ours import pretraining_data, trainer_of
+from benchmarks.quantized import contestants, measure_layer
 from benchmarks.race import ROOT, Contestant, environment, median_ratio, race
 from benchmarks.tables import Case, markdown
 from tutelage.model.config import ModelConfig
@@ -209,3 +210,12 @@ def test_the_model_of_the_benchmarks_has_the_published_size_and_the_chats_their_
     assert len(made) == 64 and min(len(t) for t, _ in made) >= 32 and max(len(t) for t, _ in made) <= 1024
     assert all(learned.sum() == len(tokens) - len(tokens) // 3 for tokens, learned in made)
     assert shape.flops(2, 10) == 2 * (6 * 15_191_712 + 12 * 6 * 288 * 10)
+
+
+def test_quantized_layers_are_put_beside_plain_ones(capsys):
+    measure_layer(128, 128, rounds=1)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == len(contestants(torch.ones(128, 128))) == 10
+    cells = {row.split(" | ")[0].removeprefix("| "): row.split(" | ")[1:3] for row in rows}
+    assert cells["plain bf16"] == ["0.0000", "16.00"]
+    assert cells["ours, nf4"][0] == cells["bitsandbytes matmul_4bit, nf4"][0]

@@ -63,7 +63,8 @@ def test_a_breach_is_named_with_its_file_line_and_rule(tmp_path):
 def test_what_is_imported_is_declared():
     """An import that only another package's dependencies bring would break with that package."""
     project = tomllib.loads((SOURCE.parent.parent / "pyproject.toml").read_text())["project"]
-    declared = [*project["dependencies"], *project["optional-dependencies"]["wandb"]]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *(line for extra in ("wandb", "quant") for line in extras[extra])]
     names = {re.split(r"[<>=]", line)[0].replace("pyyaml", "yaml") for line in declared}
     used = {
         name.split(".")[0]: f"{path.relative_to(SOURCE)}:{line}"

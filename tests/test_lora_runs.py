@@ -9,7 +9,10 @@ from safetensors.torch import load_file
 from tiny_runs import differences, leavings, material, refused, run, stored, watched
 from transformers import AutoModelForCausalLM
 
-from tutelage.checkpoint.hf import load_model
+from tutelage.checkpoint.hf import load_model, read_adapter
+from tutelage.checkpoint.rounded import is_quantized
+from tutelage.model.quantize import Quantization
+from tutelage.recipes.chain import put_on_
 from tutelage.train.saver import newest
 
 KINDS = {
@@ -20,6 +23,8 @@ KINDS = {
     "embedding": {"lora_embedding": "true"},
     "beside": {"lora_unfrozen_params": ".*norm.weight"},
     "ema": {"ema_decay": 0.9},
+    "nf4": {"quant": "nf4", "selective_ac_ratio": 0.5},
+    "int8 dora": {"quant": "int8", "lora_dora": "true"},
 }
 
 
@@ -32,7 +37,7 @@ def lora(made, out, **settings):
     return made.sft(out, **{"lora": "true", "lora_rank": 4, "train_steps": 6, "lr": 3e-2} | settings)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_pure"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("bf16_pure", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_interrupted_and_resumed_is_unbroken(made, tmp_path, monkeypatch, kind, precision):
     watch = watched(monkeypatch)
@@ -179,3 +184,32 @@ def test_merge_refuses_what_it_cannot_do(made, trained, tmp_path):
     assert "nothing to merge" in refused(run("merge", made.model, "--output", tmp_path / "out"))
     assert "two models" in refused(run("merge", made.model, made.model, "--output", tmp_path / "out"))
     assert "--overwrite" in refused(run("merge", trained / "adapter", "--output", made.model))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_adapter_of_quantized_weights_is_merged_into_them(made, tmp_path, precision):
+    """What was trained is what answers: on the codes, or merged into what they stand for."""
+    out = tmp_path / "out"
+    ended = run(*lora(made, out, quant="nf4", precision=precision))
+    assert ended.code == 0, ended.err
+    note = json.loads((out / "adapter" / "tutelage.json").read_text())
+    dtype = {"fp32": "float32", "bf16": "bfloat16"}[precision]
+    assert note["quant"] == {"kind": "nf4", "double": True, "dtype": dtype}
+    merged = run("merge", out, "--output", tmp_path / "merged")
+    assert merged.code == 0, merged.err
+    assert "trained on nf4 weights and is merged into what they stand for" in merged.err
+    rounded = getattr(torch, dtype)
+    beside = load_model(
+        made.model,
+        dtype=lambda name: rounded if is_quantized(name) else torch.float32,
+        quantization=Quantization(),
+    )
+    put_on_(beside, read_adapter(out / "adapter", beside.config))
+    with torch.no_grad():
+        found, plain = (logits_of(load_model(path), TOKENS) for path in (tmp_path / "merged", made.model))
+        torch.testing.assert_close(found, logits_of(beside, TOKENS), atol=1e-4, rtol=1e-4)
+        unquantized = logits_of(load_model(made.model, adapters=[out / "adapter"]), TOKENS)
+    assert (found - unquantized).abs().max() > 1e-3 and (found - plain).abs().max() > 0.1
+    words = ["generate", "--prompt", "a b", "--max_new_tokens", 8, "--precision", "fp32"]
+    assert run(*words, out).out == run(*words, tmp_path / "merged").out
+    assert run(*words, out, "--quant", "nf4").code == 0

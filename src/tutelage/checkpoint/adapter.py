@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from tutelage.checkpoint.rounded import Rounded, Rounding
 from tutelage.checkpoint.source import EMBEDDING, HEAD, Source, parameter_shapes
 from tutelage.errors import UserError
 from tutelage.model.adapters import DEFAULT, adapt_, use_adapter
@@ -110,11 +111,10 @@ def attach_(model: Transformer, stored: StoredAdapter, name: str = DEFAULT) -> N
         adapt_(module)
         assert isinstance(module, LoRALayer)
         module.kinds[name] = Kind(low.scale, stored.dropout)
-        device = module.weight.device
-        module.lora_A[name] = nn.Parameter(low.a.float().to(device))
-        module.lora_B[name] = nn.Parameter(low.b.float().to(device))
+        module.lora_A[name] = nn.Parameter(low.a.float().to(module.device))
+        module.lora_B[name] = nn.Parameter(low.b.float().to(module.device))
         if low.magnitude is not None:
-            module.lora_magnitude[name] = nn.Parameter(low.magnitude.float().to(device))
+            module.lora_magnitude[name] = nn.Parameter(low.magnitude.float().to(module.device))
     with torch.no_grad():
         for key, value in stored.full.items():
             parameter = model.get_parameter(key)
@@ -180,10 +180,15 @@ class Merged:
 
 
 def merged(
-    config: ModelConfig, source: Source, stored: StoredAdapter, *, force: bool = False
+    config: ModelConfig,
+    source: Source,
+    stored: StoredAdapter,
+    *,
+    force: bool = False,
+    trained_on: Rounding | None = None,
 ) -> tuple[ModelConfig, Source]:
-    """The model that an adapter makes of another. Refused: layers that do not fit, and, unless `force`d, a
-    model that is not the one it was trained on.
+    """The model that an adapter makes of another, or of what quantization makes of that. Refused: layers that
+    do not fit, and, unless `force`d, a model that is not the one it was trained on.
     """
     if config.tied:
         together = for_tied(stored)
@@ -191,13 +196,20 @@ def merged(
     if ROLES in stored.full and not config.role_embeddings:
         config = replace(config, role_embeddings=True)
     check_fits(config, stored)
-    if stored.fingerprint and not force and fingerprint(source) != stored.fingerprint:
-        trained_on = f" ({stored.base})" if stored.base else ""
-        raise UserError(
-            f"{stored.where} was trained on another model{trained_on} than {source.where}: the shapes agree, "
-            "the weights do not; give that one before it, or --force to put them together all the same"
-        )
-    return config, Merged(source, stored)
+    if stored.fingerprint and not force:
+        check_trained_on(stored, fingerprint(source), source.where)
+    return config, Merged(Rounded(source, trained_on) if trained_on else source, stored)
+
+
+def check_trained_on(stored: StoredAdapter, found: str, where: str, *, force: bool = False) -> None:
+    """Refuse an adapter on a model with another fingerprint than the one it was trained on."""
+    if stored.fingerprint in (None, found) or force:
+        return
+    base = f" ({stored.base})" if stored.base else ""
+    raise UserError(
+        f"{stored.where} was trained on another model{base} than {where}: the shapes agree, the weights do "
+        "not; give that one before it, or --force to put them together all the same"
+    )
 
 
 def for_tied(stored: StoredAdapter) -> StoredAdapter | None:

@@ -21,6 +21,7 @@ from tutelage.checkpoint.hub import local_path
 from tutelage.checkpoint.llama2c import Llama2cSource, find_llama2c
 from tutelage.checkpoint.peft import CONFIG as ADAPTER_CONFIG
 from tutelage.checkpoint.peft import read_peft
+from tutelage.checkpoint.rounded import Rounding
 from tutelage.checkpoint.shards import INDEX, SINGLE, Shards
 from tutelage.checkpoint.source import Source, check, fill, parameter_shapes
 from tutelage.checkpoint.tokenizer import find_gguf
@@ -28,6 +29,7 @@ from tutelage.checkpoint.torchllms_lora import ARGS as LORA_ARGS
 from tutelage.checkpoint.torchllms_lora import read_torchllms
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
+from tutelage.model.quantize import Quantization
 from tutelage.model.transformer import Transformer
 
 
@@ -64,15 +66,18 @@ def load_model(
     device: torch.device | str = "cpu",
     adapters: Sequence[str | Path] = (),
     force: bool = False,
+    quantization: Quantization | None = None,
+    trained_on: Rounding | None = None,
 ) -> Transformer:
     """The model at `path` (a directory, a model file or a hub id), in `dtype` or that of most of its weights.
 
     `adapters` are merged into it in turn, each refused on a model that it was not trained on, unless
     `force`d. `dtype` may differ by name. Peak memory is the weights and some tens of megabytes: they
-    are read piece by piece into their place.
+    are read piece by piece into their place; quantized, the small weights and one matrix more. The last
+    adapter may have been `trained_on` quantized weights: then they are what it goes into, in `dtype`.
     """
-    config, source = _open(local_path(path), adapters, force=force)
-    return fill(config, source, dtype or source.dtype, device)
+    config, source = _open(local_path(path), adapters, force=force, trained_on=trained_on)
+    return fill(config, source, dtype or source.dtype, device, quantization)
 
 
 def config_of(path: str | Path, adapters: Sequence[str | Path]) -> ModelConfig:
@@ -102,12 +107,19 @@ def is_adapter(path: Path) -> bool:
 
 
 def _open(
-    path: Path, adapters: Sequence[str | Path] = (), *, force: bool = False
+    path: Path,
+    adapters: Sequence[str | Path] = (),
+    *,
+    force: bool = False,
+    trained_on: Rounding | None = None,
 ) -> tuple[ModelConfig, Source]:
     """Config and weights of `path`, found to fit, with adapters in them."""
     config, source = _open_base(path)
-    for adapter in adapters:
-        config, source = merged(config, source, read_adapter(adapter, config), force=force)
+    for number, adapter in enumerate(adapters):
+        rounded = trained_on if number == len(adapters) - 1 else None
+        config, source = merged(
+            config, source, read_adapter(adapter, config), force=force, trained_on=rounded
+        )
     return config, source
 
 

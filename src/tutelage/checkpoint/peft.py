@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -150,9 +151,12 @@ def write_peft(
     metadata = {"format": "pt"} | ({"base_fingerprint": fingerprint} if fingerprint else {})
     (directory / CONFIG).unlink(missing_ok=True)
     save_file(kept, directory / f".{WEIGHTS}", metadata=metadata)
-    os.replace(directory / f".{WEIGHTS}", directory / WEIGHTS)
     text = json.dumps(_config(stored, config, base), indent=2) + "\n"
     (directory / f".{CONFIG}").write_text(text, encoding="utf-8")
+    shutil.copymode(
+        directory / f".{CONFIG}", directory / f".{WEIGHTS}"
+    )  # safetensors lets only the owner read
+    os.replace(directory / f".{WEIGHTS}", directory / WEIGHTS)
     os.replace(directory / f".{CONFIG}", directory / CONFIG)
 
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
+from tutelage.model.quantize import Quantization, QuantizedLinear, quantizable
 from tutelage.model.transformer import Transformer
 
 ROLES = "model.role_embeddings.weight"
@@ -66,22 +67,60 @@ def fill(
     source: Source,
     dtype: torch.dtype | Callable[[str], torch.dtype],
     device: torch.device | str,
+    quantization: Quantization | None = None,
 ) -> Transformer:
-    """The model with the weights of `source`, which `check` has passed, in a dtype that may be by name."""
+    """The model with the weights of `source`, which `check` has passed, in a dtype that may be by name.
+
+    Quantized it is layer by layer: one matrix at a time is there in full.
+    """
     of = dtype if callable(dtype) else lambda _: dtype
     stored = str(source.dtype if callable(dtype) else dtype).removeprefix("torch.")
     with torch.device("meta"):
         model = Transformer(replace(config, dtype=stored))
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(of(name))
-    model = model.to_empty(device=device)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            for start, stop in pieces(parameter.shape):
-                parameter[start:stop].copy_(source.rows(name, start, stop))
+    quantized = quantizable(model) if quantization else []
+    for path, module in model.named_modules():
+        if path not in quantized:
+            module.to_empty(device=device, recurse=False)
+            for name, parameter in module.named_parameters(path, recurse=False):
+                _read(source, name, parameter)
+    if quantization:
+        _fill_quantized(model, quantized, source, device, quantization)
     if config.tied and HEAD in source.shapes:
         _check_head_is_embedding(source)
     return model
+
+
+def _fill_quantized(
+    model: Transformer,
+    names: list[str],
+    source: Source,
+    device: torch.device | str,
+    quantization: Quantization,
+) -> None:
+    """Read, quantize and replace one layer after the other. All take turns in one piece of memory: where
+    matrices are freed among what stays, holes are left that the next does not fit.
+    """
+    largest = max(torch.Size(source.shapes[f"{name}.weight"]).numel() for name in names)
+    dtype = model.get_parameter(f"{names[0]}.weight").dtype
+    room = torch.empty(largest, dtype=dtype, device=device)
+    for name in names:
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        weight = room[: linear.weight.numel()].view(linear.weight.shape)
+        _read(source, f"{name}.weight", weight)
+        bias = linear.bias
+        if bias is not None:
+            bias = nn.Parameter(torch.empty_like(bias, device=device))
+            _read(source, f"{name}.bias", bias)
+        model.set_submodule(name, QuantizedLinear(weight, bias, quantization))
+
+
+@torch.no_grad()
+def _read(source: Source, name: str, into: Tensor) -> None:
+    for start, stop in pieces(into.shape):
+        into[start:stop].copy_(source.rows(name, start, stop))
 
 
 def pieces(shape: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import UserError
-from tutelage.model.lora import Kind, LoRAEmbedding, LoRALayer, LoRALinear
+from tutelage.model.lora import Kind, LoRAEmbedding, LoRALayer, LoRALinear, LoRAQuantizedLinear
+from tutelage.model.quantize import QuantizedLinear
 from tutelage.model.transformer import Transformer
 
 DEFAULT = "default"  # the adapter that training makes, as PEFT calls it
@@ -54,7 +55,11 @@ def fits(pattern: str, name: str) -> bool:
     return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
 
 
-_ADAPTED: dict[type, type] = {nn.Linear: LoRALinear, nn.Embedding: LoRAEmbedding}
+_ADAPTED: dict[type, type] = {
+    nn.Linear: LoRALinear,
+    nn.Embedding: LoRAEmbedding,
+    QuantizedLinear: LoRAQuantizedLinear,
+}
 
 
 def targets_of(model: Transformer, settings: LoRASettings, *, without: Iterable[str] = ()) -> list[str]:
@@ -127,17 +132,14 @@ def adapt_(module: nn.Module) -> None:
 
 @torch.no_grad()
 def _initialise(module: LoRALayer, settings: LoRASettings, name: str, rank: int, seed: int) -> None:
-    weight = module.base_weight()
-    n_out, n_in = weight.shape
+    (n_out, n_in), device = module.size, module.device
     if rank > min(n_out, n_in):
         raise UserError(f"lora_rank {rank} is more than a layer of {n_out} x {n_in} has")
-    a, b = (
-        weight.new_empty(rank, n_in, dtype=torch.float32),
-        weight.new_zeros(n_out, rank, dtype=torch.float32),
-    )
-    if not weight.is_meta:
+    a, b = torch.empty(rank, n_in, device=device), torch.zeros(n_out, rank, device=device)
+    if device.type != "meta":
         if settings.init == "pissa":
-            a, b = _principal(weight, rank, module.kinds[name].scale)
+            assert not isinstance(module, QuantizedLinear), "PiSSA takes something out of the weight"
+            a, b = _principal(module.weight, rank, module.kinds[name].scale)
         else:
             draw = torch.Generator().manual_seed(seed)
             if isinstance(module, nn.Embedding):
@@ -150,7 +152,8 @@ def _initialise(module: LoRALayer, settings: LoRASettings, name: str, rank: int,
         module.initial_A[name] = nn.Parameter(a.clone(), requires_grad=False)
         module.initial_B[name] = nn.Parameter(b.clone(), requires_grad=False)
     if settings.dora:
-        module.lora_magnitude[name] = nn.Parameter(torch.linalg.vector_norm(weight.float(), dim=1))
+        norm = torch.linalg.vector_norm(module.base_weight().float(), dim=1)
+        module.lora_magnitude[name] = nn.Parameter(norm)
 
 
 def _principal(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -233,12 +236,21 @@ def without_adapters(model: nn.Module, beside: dict[str, Tensor] | None = None) 
 def merge_(model: Transformer, name: str | None = DEFAULT) -> Transformer:
     """Put an adapter into the weights and take all adapters away; sums in float32, then rounded once.
 
-    Exact in float32. Of a quantized layer the result is in the dtype it dequantizes to: see `dequantize_`.
+    Exact in float32. A quantized layer becomes a plain one, in the dtype of the head.
     """
     with adapter(model, name):
-        for layer in _layers(model):
-            layer.weight.copy_(layer.effective_weight(torch.float32).to(layer.weight.dtype))
+        for path, layer in list(model.named_modules()):
+            if not isinstance(layer, LoRALayer):
+                continue
+            weight = layer.effective_weight(torch.float32)
             strip_(layer)
+            if isinstance(layer, QuantizedLinear):
+                plain = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+                plain.weight = nn.Parameter(weight.to(model.head_weight.dtype))
+                plain.register_parameter("bias", layer.bias)
+                model.set_submodule(path, plain.train(layer.training))
+            else:
+                layer.weight.copy_(weight.to(layer.weight.dtype))
     return model
 
 

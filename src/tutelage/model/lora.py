@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tutelage.model.quantize import QuantizedLinear
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -34,6 +36,16 @@ class LoRALayer(nn.Module):
     def low_rank(self) -> tuple[nn.ParameterDict, ...]:
         """What is trained of the adapters, each by adapter."""
         return self.lora_A, self.lora_B, self.lora_magnitude
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(out, in)"""
+        return self.weight.shape[0], self.weight.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.weight.device
 
     def base_weight(self) -> Tensor:
         """(out, in): what lies under the adapters."""
@@ -94,6 +106,24 @@ class _LoRALinear(LoRALayer):
 
 class LoRALinear(_LoRALinear, nn.Linear):
     """A linear layer with adapters."""
+
+
+class LoRAQuantizedLinear(_LoRALinear, QuantizedLinear):
+    """A frozen layer in 4 or 8 bits with adapters, which is QLoRA, https://arxiv.org/abs/2305.14314."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(out, in)"""
+        return self.out_features, self.in_features
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.codes.device
+
+    def base_weight(self) -> Tensor:
+        """(out, in): what the codes stand for, float32."""
+        return self.dequantized()
 
 
 class LoRAEmbedding(LoRALayer, nn.Embedding):

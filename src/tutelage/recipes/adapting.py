@@ -10,6 +10,7 @@ from torch import nn
 
 from tutelage.checkpoint.adapter import StoredAdapter, attach_
 from tutelage.checkpoint.hf import config_of, fingerprint_of, load_model, read_adapter
+from tutelage.checkpoint.rounded import Rounding
 from tutelage.errors import UserError
 from tutelage.model.adapters import LoRASettings, add_lora_
 from tutelage.model.config import ModelConfig
@@ -17,6 +18,7 @@ from tutelage.model.lora import LoRALayer
 from tutelage.model.roles import PARAMETER as ROLES
 from tutelage.model.transformer import Transformer, add_role_embeddings_
 from tutelage.recipes.chain import chain_of
+from tutelage.recipes.quantizing import quantization_of
 from tutelage.recipes.training import TrainingConfig
 from tutelage.train.freezing import Freezing, check_patterns, freeze_, unfreeze_
 from tutelage.train.precision import compute_dtype, load_dtype
@@ -43,6 +45,7 @@ class Start:
             device=device,
             adapters=self.adapters,
             force=config.force,
+            quantization=quantization_of(config.quant, config.quant_double),
         )
         if shape.role_embeddings and not model.config.role_embeddings:
             add_role_embeddings_(model, shape.role_embeddings_init, seed=config.seed)
@@ -150,6 +153,12 @@ def lora_of(config: TrainingConfig) -> LoRASettings:
         ranks=_pairs(config.lora_rank_pattern, int, "lora_rank_pattern"),
         alphas=_pairs(config.lora_alpha_pattern, float, "lora_alpha_pattern"),
     )
+
+
+def rounding_of(config: TrainingConfig) -> Rounding | None:
+    """What the settings make of the base's matrices."""
+    quantization = quantization_of(config.quant, config.quant_double)
+    return None if quantization is None else Rounding(quantization, compute_dtype(config.precision))
 
 
 def _pairs(given: Sequence[str], number: Callable, flag: str) -> tuple:

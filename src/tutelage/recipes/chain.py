@@ -2,14 +2,21 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tutelage.checkpoint.hf import is_adapter, load_config
+import torch
+
+from tutelage.checkpoint.adapter import StoredAdapter, attach_, check_trained_on
+from tutelage.checkpoint.hf import fingerprint_of, is_adapter, load_config, load_model, read_adapter
 from tutelage.checkpoint.hub import local_path
+from tutelage.checkpoint.rounded import Rounding
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
+from tutelage.model.quantize import Quantization
+from tutelage.model.roles import PARAMETER as ROLES
+from tutelage.model.transformer import Transformer, add_role_embeddings_
 
 NOTE = "tutelage.json"  # beside an adapter
 
@@ -58,15 +65,72 @@ def shape_of(chain: Chain) -> ModelConfig:
     return replace(shape, eos=tuple(eos), max_positions=room)
 
 
-def note_chain(adapter: Path, before: Sequence[Path], shape: ModelConfig) -> None:
-    """Note with an adapter what no file of PEFT's says: which others its base model has in it, and what the
-    config of a merged model should say.
+def load_chain(
+    chain: Chain,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    force: bool = False,
+    quantization: Quantization | None = None,
+) -> Transformer:
+    """The model with its adapters in it; what was trained on quantized weights goes into those.
+
+    With `quantization` the last adapter stays beside its layers, since it would not survive in 4 bits.
+    """
+    if quantization is None or not chain.adapters:
+        return load_model(
+            chain.base,
+            dtype=dtype,
+            device=device,
+            adapters=chain.adapters,
+            force=force,
+            quantization=quantization,
+            trained_on=trained_on(chain),
+        )
+    model = load_model(
+        chain.base,
+        dtype=dtype,
+        device=device,
+        adapters=chain.adapters[:-1],
+        force=force,
+        quantization=quantization,
+    )
+    stored = read_adapter(chain.adapters[-1], model.config)
+    check_trained_on(stored, fingerprint_of(chain.base, chain.adapters[:-1]), str(chain.base), force=force)
+    put_on_(model, stored)
+    return model.requires_grad_(False)
+
+
+def put_on_(model: Transformer, stored: StoredAdapter) -> None:
+    """Put an adapter beside the model's layers, in the dtype of its other weights."""
+    if ROLES in stored.full and not model.config.role_embeddings:
+        add_role_embeddings_(model, "zeros", seed=0)
+    attach_(model, stored)
+    dtype = model.model.embed_tokens.weight.dtype
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def trained_on(chain: Chain) -> Rounding | None:
+    """How the weights were quantized that the last adapter was trained on."""
+    kept = _note(chain.adapters[-1]).get("quant") if chain.adapters else None
+    if not kept:
+        return None
+    return Rounding(Quantization(kind=kept["kind"], double=kept["double"]), getattr(torch, kept["dtype"]))
+
+
+def note_chain(adapter: Path, before: Sequence[Path], shape: ModelConfig, rounding: Rounding | None) -> None:
+    """Note with an adapter what no file of PEFT's says: which others its base model has in it, how that was
+    quantized, and what the config of a merged model should say.
     """
     values = {
         "adapters": [str(path.resolve()) for path in before],
         "eos": list(shape.eos),
         "max_positions": shape.max_positions,
     }
+    if rounding is not None:
+        dtype = str(rounding.dtype).removeprefix("torch.")
+        values["quant"] = {**asdict(rounding.quantization), "dtype": dtype}
     (adapter / NOTE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 

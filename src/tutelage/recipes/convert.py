@@ -58,11 +58,11 @@ def run(config: ConvertConfig) -> None:
     """Load, write, and say how to go on."""
     import torch
 
-    from tutelage.checkpoint.hf import load_config, load_model, save_model
+    from tutelage.checkpoint.hf import load_config, save_model
     from tutelage.checkpoint.llama2c import refuse_other_arithmetic
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.model.roles import NOTE
-    from tutelage.recipes.chain import chain_of
+    from tutelage.recipes.chain import chain_of, load_chain
 
     chain = chain_of(config.ckpt_paths)
     written = config.output / _LAST_WRITTEN[config.format]
@@ -75,9 +75,7 @@ def run(config: ConvertConfig) -> None:
     if config.format == "llama2c":
         refuse_other_arithmetic(load_config(chain.base))
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    model = load_model(
-        chain.base, dtype=dtypes.get(config.precision), adapters=chain.adapters, force=config.force
-    )
+    model = load_chain(chain, dtype=dtypes.get(config.precision), force=config.force)
     if config.format == "llama2c":
         _write_llama2c(model, tokenizer, config.output)
         return

@@ -7,7 +7,7 @@ from tutelage.data.encode import Encoder
 from tutelage.model.config import ModelConfig
 from tutelage.model.roles import NOTE
 from tutelage.model.transformer import Transformer
-from tutelage.recipes.adapting import Start
+from tutelage.recipes.adapting import Start, rounding_of
 from tutelage.recipes.chain import Chain, note_chain
 from tutelage.recipes.fitting import Fitted
 from tutelage.recipes.merging import QUESTIONS, merge
@@ -86,7 +86,7 @@ def hand_over(
     if shape.role_embeddings:
         say(f"note: {NOTE}")
     if config.lora and start is not None:
-        note_chain(target, start.adapters, shape)
+        note_chain(target, start.adapters, shape, rounding_of(config))
     if config.save_merged and start is not None:
         chain = Chain(start.base, (*start.adapters, target))
         merge(chain, directory / "model", shape, probes, dtype=compute_dtype(config.precision))

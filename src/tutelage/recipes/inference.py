@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tutelage.errors import UserError
+from tutelage.recipes.quantizing import Quant, quant_problems, quantization_of
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,8 @@ class InferenceConfig:
     template_config: str | None = None  # chat template: a built-in name or a file; default: the model's own
     precision: Precision = "auto"  # of weights and arithmetic; auto: as stored, but never fp16 on CPU
     device: str = "auto"  # cuda, cpu, or auto: cuda where there is one
+    quant: Quant = "none"  # linear layers in 4 (nf4, fp4) or 8 bits: less memory, slower, less exact
+    quant_double: bool = True  # the scales of nf4 and fp4 in 8 bits too: 4.13 bits a weight instead of 4.5
 
     # Sampling
     temperature: float = 0.0  # 0: always the likeliest token
@@ -60,6 +63,7 @@ class InferenceConfig:
             )
         if self.max_new_tokens < 1:
             problems.append(f"max_new_tokens is {self.max_new_tokens}, must be at least 1")
+        problems += quant_problems(self.quant, self.quant_double)
         if problems:
             raise UserError("\n  ".join(problems))
 
@@ -98,18 +102,16 @@ def load_weights(config: InferenceConfig) -> Transformer:
     """The model on its device, in the precision that the settings ask for."""
     import torch
 
-    from tutelage.checkpoint.hf import load_model
-    from tutelage.recipes.chain import chain_of
+    from tutelage.recipes.chain import chain_of, load_chain
 
     device = _device(config.device)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    chain = chain_of(config.ckpt_paths)
-    model = load_model(
-        chain.base,
+    model = load_chain(
+        chain_of(config.ckpt_paths),
         dtype=dtypes.get(config.precision),
         device=device,
-        adapters=chain.adapters,
         force=config.force,
+        quantization=quantization_of(config.quant, config.quant_double),
     )
     if config.precision == "auto" and device.type == "cpu" and model.head_weight.dtype == torch.float16:
         model = model.float()  # CPUs compute in fp16 many times slower

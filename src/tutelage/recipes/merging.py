@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tutelage.checkpoint.adapter import attach_
 from tutelage.checkpoint.hf import load_model, read_adapter, save_model
+from tutelage.checkpoint.rounded import is_quantized
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
-from tutelage.recipes.chain import Chain
+from tutelage.recipes.chain import Chain, load_chain, put_on_, trained_on
 from tutelage.recipes.preparing import say
 from tutelage.text.pieces import Encoded
 from tutelage.train.export import logits_of
@@ -34,18 +34,32 @@ def merge(
     Compared on `probes`: the merged weights in float32 with the adapter beside its base, and the files with
     both. Refused if the first two differ. `shape` is what config.json shall say.
     """
-    exact = _logits(load_model(chain.base, dtype=torch.float32, adapters=chain.adapters, force=force), probes)
-    beside = load_model(chain.base, dtype=torch.float32, adapters=chain.adapters[:-1], force=force)
-    attach_(beside, read_adapter(chain.adapters[-1], beside.config))
+    rounding = trained_on(chain)
+    exact = _logits(load_chain(chain, dtype=torch.float32, force=force), probes)
+    beside = load_model(
+        chain.base,
+        dtype=lambda name: rounding.dtype if rounding and is_quantized(name) else torch.float32,
+        adapters=chain.adapters[:-1],
+        force=force,
+        quantization=rounding and rounding.quantization,
+    )
+    put_on_(beside, read_adapter(chain.adapters[-1], beside.config))
     error = _worst(exact, _logits(beside, probes))
     if not error <= TOLERANCE:
         raise RuntimeError(
             f"the merged weights give other logits than the adapter does: they differ by {error:.3g}"
         )
     del beside  # the memory of a model
-    model = load_model(chain.base, dtype=dtype, adapters=chain.adapters, force=force)
+    model = load_chain(chain, dtype=dtype, force=force)
     save_model(model, replace(shape, tied=model.config.tied), directory, dtype=dtype)
     rounded = _logits(load_model(directory, dtype=torch.float32), probes)
+    if rounding:
+        unquantized = load_model(chain.base, dtype=torch.float32, adapters=chain.adapters, force=force)
+        say(
+            f"the adapter was trained on {rounding.quantization.kind} weights and is merged into what they "
+            "stand for; in the weights before they were quantized it would give logits "
+            f"{_worst(exact, _logits(unquantized, probes)):.2g} away from what was trained"
+        )
     total = sum(len(probe.tokens) for probe in probes)
     flips = sum(int((a.argmax(-1) != b.argmax(-1)).sum()) for a, b in zip(exact, rounded, strict=True))
     say(

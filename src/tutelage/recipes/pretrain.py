@@ -92,6 +92,8 @@ class PretrainConfig(TrainingConfig):
                 "tokenizer is missing: a directory with tokenizer.json, such as `tutelage tokenizer train` "
                 "writes; or give ckpt_paths, to go on with a model that has its own"
             )
+        if self.quant != "none" and not self.ckpt_paths:
+            problems.append("quant is for weights that exist already; give ckpt_paths")
         if self.dropout_attn and self.attention_impl == "flash":
             problems.append("dropout_attn does not go with attention_impl flash; sdpa and eager have it")
         if self.train_data_weights and len(self.train_data_weights) != len(self.train_data_paths):

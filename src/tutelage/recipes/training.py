@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from tutelage.errors import UserError
+from tutelage.recipes.quantizing import Quant, quant_problems
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +88,10 @@ class TrainingConfig:
     compile: bool = False  # torch.compile: a minute at the start, faster steps after it
     device: str = "auto"  # cuda, cpu, or auto: cuda where there is one
 
+    # Quantized base
+    quant: Quant = "none"  # the base's linear layers in 4 (nf4, fp4) or 8 bits, frozen: for --lora
+    quant_double: bool = True  # the scales of nf4 and fp4 in 8 bits too: 4.13 bits a weight instead of 4.5
+
     # Run
     output_dir: Path = Path("output")
     resume: bool = False  # go on from the newest complete checkpoint in output_dir
@@ -138,6 +143,9 @@ class TrainingConfig:
         problems += self._adapting_problems()
         if self.muon_lr is not None and self.optimizer != "muon":
             problems.append("muon_lr is given, but optimizer is adamw; --optimizer muon uses it")
+        problems += quant_problems(self.quant, self.quant_double)
+        if self.quant != "none" and not self.lora:
+            problems.append(f"quant is {self.quant}, and a quantized weight cannot be trained; add --lora")
         for name, kinds in _SCHEDULERS.items():
             default = TrainingConfig.__dataclass_fields__[name].default
             if getattr(self, name) != default and self.lr_scheduler not in kinds:
@@ -176,6 +184,10 @@ class TrainingConfig:
         if self.lora and self.optimizer == "muon":
             problems.append(
                 "muon moves whole matrices and lora trains factors of them; leave out optimizer muon"
+            )
+        if self.lora_init == "pissa" and self.quant != "none":
+            problems.append(
+                "lora_init pissa takes something out of the weights, and quant keeps them as they are"
             )
         if self.lora_dora and self.lora_init == "pissa":
             problems.append("lora_dora and lora_init pissa exclude each other")

@@ -24,6 +24,7 @@ from tutelage.report.progress import ProgressBar
 from tutelage.train import optim, parallel, precision, surgery
 from tutelage.train.ema import EMA
 from tutelage.train.interrupt import Signals
+from tutelage.train.release import GradientRelease
 from tutelage.train.saver import Saver, complete, is_full, newest, read_state
 from tutelage.train.trainer import Hook, Metrics, NonFiniteLossError, Trainer, every
 
@@ -47,8 +48,8 @@ def device_of(config: TrainingConfig) -> torch.device:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     else:
         device = _named(config)
-    if device.type == "cpu" and config.attention_impl == "flash":
-        raise UserError("attention_impl flash needs a GPU; sdpa is the fast one on CPU")
+    if device.type == "cpu" and (words := config.needs_gpu()):
+        raise UserError(words)
     return _mine(device, config)
 
 
@@ -102,7 +103,9 @@ def fit(
     model.attention_impl = config.attention_impl
     if config.compile:
         surgery.compile_blocks(model)
-    surgery.recompute(model, config.selective_ac_ratio)
+    surgery.recompute(model, config.selective_ac_ratio, config.ac_policy)
+    if config.offload_activations:
+        surgery.offload(model)
     if dist.world_size() > 1:
         weights = parallel.shard(model, config.precision, device_of(config))
     else:
@@ -111,7 +114,15 @@ def fit(
     schedule = schedule_of(config, steps)
     scale = precision.LossScale() if config.precision == "fp16" else None
     trainer = Trainer(
-        model, objective, loader, optimizer, schedule, steps=steps, clip=config.clip_grad_norm, scale=scale
+        model,
+        objective,
+        loader,
+        optimizer,
+        schedule,
+        steps=steps,
+        clip=config.clip_grad_norm,
+        scale=scale,
+        release=GradientRelease(model, weights, optimizer) if config.gradient_release else None,
     )
     average = EMA(weights, decay=config.ema_decay) if config.ema_decay else None
     extra = {**(average.tensors() if average else {}), **(scale.tensors() if scale else {})}
@@ -257,8 +268,11 @@ def _non_finite(
     if shard_directories(config.train_data_paths):
         look = "The numbers are those of documents in the shards, and of tokens in them; "
     rows = ", ".join(places[:_ROWS_NAMED]) + (", ..." if len(places) > _ROWS_NAMED else "")
+    harm = "the weights were not touched"
+    if error.spoiled:
+        harm = "it moved the weights before it was seen, since --gradient_release: they are spoiled"
     return (
-        f"{error}; the weights were not touched. The step's rows: {rows}; {kept}. "
+        f"{error}; {harm}. The step's rows: {rows}; {kept}. "
         f"{look}otherwise lower --lr or raise --warmup_steps"
     )
 

@@ -121,7 +121,10 @@ def loaders(
 def plan(config: TrainingConfig, model: ModelConfig, loader: Loader, device: torch.device) -> None:
     """Say what the run will be before it starts."""
     steps = total_steps(config, loader)
-    per_parameter = {"bf16_pure": 8, "fp32": 16}.get(config.precision, 18)
+    weights, gradients, moments = {"bf16_pure": (2, 2, 4), "fp32": (4, 4, 8)}.get(config.precision, (6, 4, 8))
+    if config.optimizer_state not in (None, "fp32"):
+        moments = 4 if config.optimizer_state == "bf16" else 2
+    per_parameter = weights + moments + (0 if config.gradient_release else gradients)
     per_parameter += 4 * bool(config.ema_decay)
     each = f" on each of {dist.world_size()} processes" if dist.world_size() > 1 else ""
     memory = model.n_parameters * per_parameter / 2**30 / dist.world_size()

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from tutelage import dist
 from tutelage.errors import UserError
 
 
@@ -52,6 +53,9 @@ class TrainingConfig:
     eps: float = 1e-6
     wd: float = 0.0  # weight decay; of matrices only, never of norms and biases
     clip_grad_norm: float = 1.0  # largest gradient norm; 0: no clipping
+    optimizer_state: Literal["fp32", "bf16", "8bit", "paged_8bit"] | None = (
+        None  # what AdamW's moments are kept in; default: fp32, with precision bf16_pure as its weights
+    )
     ema_decay: float = 0.0  # of an average of the weights, which is validated and exported; 0: none
 
     # Precision and memory
@@ -59,6 +63,9 @@ class TrainingConfig:
     fp32_logits: bool = False  # the head's matmul in float32 too; softmax and loss always are
     attention_impl: Literal["auto", "eager", "sdpa", "flash"] = "auto"  # flash needs a GPU
     selective_ac_ratio: float = 0.0  # share of blocks whose activations are computed again, to save memory
+    ac_policy: Literal["block", "matmul"] = "block"  # of those blocks, again: all, or all but matmuls
+    offload_activations: bool = False  # of a GPU, to main memory until the backward pass
+    gradient_release: bool = False  # weights move in the backward pass: no gradients of all at once
     compile: bool = False  # torch.compile: a minute at the start, faster steps after it
     device: str = "auto"  # cuda, cpu, or auto: cuda where there is one
 
@@ -95,8 +102,6 @@ class TrainingConfig:
             problems.append("train_data_paths names no path")
         if self.val_num_samples and not self.val_data_paths:
             problems.append("val_num_samples is given, but there are no val_data_paths to take samples from")
-        if self.attention_impl == "flash" and self.device == "cpu":
-            problems.append("attention_impl flash needs a GPU; sdpa is the fast one on CPU")
         if self.wandb and find_spec("wandb") is None:
             problems.append("wandb is on, but its package is missing: pip install 'tutelage[wandb]'")
         if (
@@ -112,6 +117,7 @@ class TrainingConfig:
             problems.append("warmup_steps and warmup_ratio say the same thing twice; give one of them")
         if self.muon_lr is not None and self.optimizer != "muon":
             problems.append("muon_lr is given, but optimizer is adamw; --optimizer muon uses it")
+        problems += self._memory_problems()
         for name, kinds in _SCHEDULERS.items():
             default = TrainingConfig.__dataclass_fields__[name].default
             if getattr(self, name) != default and self.lr_scheduler not in kinds:
@@ -120,6 +126,69 @@ class TrainingConfig:
                 )
         if problems:
             raise UserError("\n  ".join(problems))
+
+    def _memory_problems(self) -> list[str]:
+        problems, state = [], self.optimizer_state
+        if self.ac_policy == "matmul" and not self.selective_ac_ratio:
+            problems.append("ac_policy matmul does nothing while selective_ac_ratio is 0")
+        if self.ac_policy == "matmul" and self.compile:
+            problems.append(
+                "ac_policy matmul does not go with compile, which itself picks what to form again"
+            )
+        if state == "fp32" and self.precision == "bf16_pure":
+            problems.append(
+                "optimizer_state fp32 does not go with precision bf16_pure; leave one of them out"
+            )
+        if state not in (None, "fp32") and self.optimizer == "muon":
+            problems.append(f"optimizer_state {state} is for optimizer adamw; muon's has no second moments")
+        if state in ("8bit", "paged_8bit"):
+            if find_spec("bitsandbytes") is None:
+                problems.append(
+                    f"optimizer_state {state} needs a package that is missing: pip install 'tutelage[quant]'"
+                )
+            if dist.launched() > 1:
+                problems.append(
+                    f"optimizer_state {state} has scales of blocks that are not cut over several processes; "
+                    "bf16 works there"
+                )
+        if self.device == "cpu" and (words := self.needs_gpu()):
+            problems.append(words)
+        if self.gradient_release:
+            problems += [
+                f"gradient_release does not go with {name} {value}, which {why}; give --{name} {wanted}"
+                for name, value, wrong, why, wanted in (
+                    (
+                        "gradient_accum_steps",
+                        self.gradient_accum_steps,
+                        self.gradient_accum_steps > 1,
+                        "adds gradients up",
+                        1,
+                    ),
+                    (
+                        "clip_grad_norm",
+                        self.clip_grad_norm,
+                        self.clip_grad_norm > 0,
+                        "needs all gradients at once",
+                        0,
+                    ),
+                    ("optimizer", "muon", self.optimizer == "muon", "has two optimizers", "adamw"),
+                    ("precision", "fp16", self.precision == "fp16", "leaves steps out", "bf16"),
+                )
+                if wrong
+            ]
+        return problems
+
+    def needs_gpu(self) -> str | None:
+        """What of these settings a run on CPU refuses, in words."""
+        if self.attention_impl == "flash":
+            return "attention_impl flash needs a GPU; sdpa is the fast one on CPU"
+        if self.optimizer_state == "paged_8bit":
+            return (
+                "optimizer_state paged_8bit needs a GPU; on CPU there is nowhere to page to, 8bit is the same"
+            )
+        if self.offload_activations:
+            return "offload_activations needs a GPU; on CPU activations are in main memory already"
+        return None
 
     def warmup(self, steps: int) -> int:
         """Steps of the warm-up in a run of `steps`."""

@@ -134,6 +134,7 @@ class Trainer:
             batch = batch.to(self.device)
             loss = self.objective(self.model, batch)
             if self.release:
+                assert len(batches) == 1, "what moved a weight cannot be added to"
                 self.release.divisor = self._weight_of(loss)
             (loss.total * self.scale.value if self.scale else loss.total).backward()
             counts = {"tokens": (batch.docs >= 0).sum(), "learned": (batch.weights != 0).sum()}

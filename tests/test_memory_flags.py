@@ -8,7 +8,7 @@ import torch
 from tiny_runs import differences, leavings, material, metrics, refused, run, watched
 
 from tutelage.cli import configure
-from tutelage.recipes import training
+from tutelage.recipes import saving_memory
 
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 ONE = {"gradient_accum_steps": 1, "clip_grad_norm": 0}
@@ -124,7 +124,7 @@ def test_what_needs_a_gpu_is_refused_where_auto_finds_none(made, tmp_path, setti
 
 
 def test_a_missing_package_is_named_with_what_to_install(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    monkeypatch.setattr(saving_memory, "find_spec", lambda name: None)
     assert refused(run(*made.sft(tmp_path / "out", optimizer_state="8bit"))).endswith(
         "optimizer_state 8bit needs a package that is missing: pip install 'tutelage[quant]'"
     )
@@ -177,10 +177,16 @@ def test_a_spoiled_step_is_told(made, tmp_path, monkeypatch):
 def test_the_plan_counts_what_is_saved(made, tmp_path):
     """bf16 over float32 masters: 6 bytes a weight, 4 of gradients, 8 of moments."""
 
-    def counted(**settings):
-        words = made.sft(tmp_path / "out", precision="bf16", **settings)
-        said = run(*words, "--dry_run").err
-        return float(said.split("optimizer take ")[1].split(" GiB")[0])
+    def bytes_a_weight(**settings):
+        shape = {"dim": 1024, "n_layers": 8, "n_heads": 8, "precision": "bf16"}
+        said = run(*made.pretrain(tmp_path / "out", **shape, **settings), "--dry_run").err
+        parameters = int(said.split(" parameters")[0].split()[-1].replace(",", ""))
+        return float(said.split("optimizer take ")[1].split(" GiB")[0]) * 2**30 / parameters
 
-    sizes = [counted(**s) for s in ({}, {"optimizer_state": "8bit"}, {"gradient_release": True, **ONE})]
-    assert sizes == sorted(sizes, reverse=True) or sizes == [0.0] * 3  # a tiny model
+    for settings, size in (
+        ({}, 18),
+        ({"optimizer_state": "bf16"}, 14),
+        ({"optimizer_state": "8bit"}, 12),
+        ({"gradient_release": True, **ONE}, 14),
+    ):
+        assert bytes_a_weight(**settings) == pytest.approx(size, rel=0.01)

@@ -13,18 +13,19 @@ from tutelage import dist
 from tutelage.data.batch import Batch
 from tutelage.data.loader import Loader
 from tutelage.errors import Interrupted, UserError
+from tutelage.model.adapters import settle_
 from tutelage.model.transformer import Transformer
 from tutelage.objectives.base import Objective
-from tutelage.recipes.optimizing import optimizer_of, schedule_of
+from tutelage.recipes.assembling import assemble
 from tutelage.recipes.pretokenized import shard_directories
 from tutelage.recipes.run_directory import note_settings
+from tutelage.recipes.saving_memory import needs_gpu
 from tutelage.recipes.training import TrainingConfig
 from tutelage.recipes.watching import Reporter, Watch, mfu_per_rate, recall, total_steps, writers_of
 from tutelage.report.progress import ProgressBar
-from tutelage.train import optim, parallel, precision, surgery
+from tutelage.train import precision
 from tutelage.train.ema import EMA
 from tutelage.train.interrupt import Signals
-from tutelage.train.release import GradientRelease
 from tutelage.train.saver import Saver, complete, is_full, newest, read_state
 from tutelage.train.trainer import Hook, Metrics, NonFiniteLossError, Trainer, every
 
@@ -35,7 +36,7 @@ _ROWS_NAMED = 20  # of a step that cannot be trained on
 class Fitted:
     """What a run leaves behind: its result by name, and the numbers of its last step and validation."""
 
-    masters: Mapping[str, Tensor]  # float32 weights; with --ema_decay, in the end, their averages
+    masters: Mapping[str, Tensor]  # what was trained, float32; with --ema_decay, in the end, its averages
     steps: int
     last: Metrics
     validation: Metrics
@@ -48,7 +49,7 @@ def device_of(config: TrainingConfig) -> torch.device:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     else:
         device = _named(config)
-    if device.type == "cpu" and (words := config.needs_gpu()):
+    if device.type == "cpu" and (words := needs_gpu(config)):
         raise UserError(words)
     return _mine(device, config)
 
@@ -96,39 +97,21 @@ def fit(
     loader: Loader,
     watch: Watch,
     directory: Path,
+    *,
+    base: str | None = None,
 ) -> Fitted:
-    """Train to the end, or save and raise Interrupted at a signal. Resumes if the settings say so."""
+    """Train to the end, or save and raise Interrupted at a signal. Resumes if the settings say so.
+
+    `base` is the fingerprint of the model that training starts from, where checkpoints do not hold all of it.
+    """
     torch.manual_seed(config.seed + dist.rank())  # of dropout
     steps = total_steps(config, loader)
-    model.attention_impl = config.attention_impl
-    if config.compile:
-        surgery.compile_blocks(model)
-    surgery.recompute(model, config.selective_ac_ratio, config.ac_policy)
-    if config.offload_activations:
-        surgery.offload(model)
-    if dist.world_size() > 1:
-        weights = parallel.shard(model, config.precision, device_of(config))
-    else:
-        weights = precision.masters(model, config.precision)
-    optimizer = optimizer_of(config, weights)
-    schedule = schedule_of(config, steps)
-    scale = precision.LossScale() if config.precision == "fp16" else None
-    trainer = Trainer(
-        model,
-        objective,
-        loader,
-        optimizer,
-        schedule,
-        steps=steps,
-        clip=config.clip_grad_norm,
-        scale=scale,
-        release=GradientRelease(model, weights, optimizer) if config.gradient_release else None,
+    run = assemble(config, model, objective, loader, steps=steps, device=device_of(config))
+    trainer, average = run.trainer, run.average
+    saver = Saver(
+        directory / "checkpoints", run.weights, run.optimizer, keep=config.max_checkpoints, extra=run.extra
     )
-    average = EMA(weights, decay=config.ema_decay) if config.ema_decay else None
-    extra = {**(average.tensors() if average else {}), **(scale.tensors() if scale else {})}
-    saver = Saver(directory / "checkpoints", weights, optimizer, keep=config.max_checkpoints, extra=extra)
-    optim.allocate_state(optimizer)
-    fitted = Fitted(weights, steps, {}, {}, average)
+    fitted = Fitted({**run.weights, **run.fixed}, steps, {}, {}, average)
     checkpoint = newest(saver.directory) if config.resume else None
     if checkpoint is not None:
         state = saver.load(checkpoint)
@@ -136,13 +119,14 @@ def fit(
         loader.restore(state["data"])
         fitted.last, fitted.validation = recall(directory / "metrics.jsonl", trainer.step)
         dist.by_rank_zero(lambda: note_settings(config, stage))  # not before: it may have been refused
-    precision.follow(model, weights, optimizer)
+    settle_(model)
+    precision.follow(model, run.weights, run.optimizer)
     if average:
-        average.follow(optimizer)
+        average.follow(run.optimizer)
     try:
         with ExitStack() as stack:
             stack.callback(loader.close)
-            _train(config, trainer, loader, saver, watch, directory, fitted, stack)
+            _train(config, trainer, loader, saver, watch, directory, fitted, stack, base)
     except NonFiniteLossError as error:
         raise UserError(_non_finite(error, config, loader, saver, trainer.step)) from error
     except OSError as error:
@@ -151,7 +135,7 @@ def fit(
         raise saver.full_disk(f"the numbers of step {trainer.step}") from error
     if average:
         average.copy_into(model)
-        fitted.masters = average.weights()
+        fitted.masters = {**average.weights(), **run.fixed}
     return fitted
 
 
@@ -164,6 +148,7 @@ def _train(
     directory: Path,
     fitted: Fitted,
     stack: ExitStack,
+    base: str | None,
 ) -> None:
     """Rehearse, then train under a progress bar, with writers and signals that `stack` closes."""
     bar = stack.enter_context(
@@ -193,7 +178,7 @@ def _train(
         last=fitted.last,
         validated=fitted.validation,
     )
-    trainer.hooks = [reporter, *_hooks(config, loader, saver, bar, signals)]
+    trainer.hooks = [reporter, *_hooks(config, loader, saver, bar, signals, base)]
     trainer.fit()
     fitted.last, fitted.validation = reporter.last, reporter.validated
 
@@ -210,9 +195,10 @@ def _hooks(
     saver: Saver,
     bar: ProgressBar,
     signals: Signals,
+    base: str | None,
 ) -> list[Hook]:
     def save(trainer: Trainer, metrics: Metrics) -> None:
-        saver.save(trainer.step, {"data": loader.state()})
+        saver.save(trainer.step, {"data": loader.state(), "base": base})
 
     def stop(trainer: Trainer, metrics: Metrics) -> None:
         if received := dist.largest(signals.received or 0):

@@ -5,7 +5,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from tiny_runs import differences, leavings, material, metrics, refused, run, watched
+from killed_runs import end, killed_at_random, start
+from tiny_runs import differences, leavings, material, metrics, refused, run, run_here, watched
 
 from tutelage.cli import configure
 from tutelage.recipes import saving_memory
@@ -190,3 +191,18 @@ def test_the_plan_counts_what_is_saved(made, tmp_path):
         ({"gradient_release": True, **ONE}, 14),
     ):
         assert bytes_a_weight(**settings) == pytest.approx(size, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["8-bit moments", "everything"])
+def test_killed_at_random_moments_a_run_ends_as_an_unbroken_one(made, tmp_path, name):
+    if name == "8-bit moments" and find_spec("bitsandbytes") is None:
+        pytest.skip("needs bitsandbytes")
+    settings = RUNS[name] | {"train_steps": 14, "save_freq": 1, "lr": 1e-3, "template_config": "chatml"}
+    log, whole, broken = tmp_path / "log", tmp_path / "whole" / "out", tmp_path / "broken" / "out"
+    assert end(start(run_here, made.sft(whole, **settings), log=log, directory=whole)) == 0, log.read_text()
+    words = made.sft(broken, "--resume", **settings)
+    killed_at_random(
+        lambda: start(run_here, words, log=log, directory=broken), kills=3, within=4, seed=3, log=log
+    )
+    assert differences(leavings(whole), leavings(broken)) == []

@@ -5,8 +5,8 @@
 
 A configuration is a list of flags for `tutelage sft`. Each runs in a process of its own, up to its last step:
 loading, the rehearsal and the steps count, the export does not. On a machine that does other things, one
-thread and CPU time (--threads 1 --clock cpu) still mean something; wall time does not. Flags that this version does not know, and
-those that this machine refuses, are left out of the table with a note.
+thread and CPU time (--threads 1 --clock cpu) still mean something; wall time does not. Flags that this
+version does not know, and those that this machine refuses, are left out of the table with a note.
 """
 
 import argparse

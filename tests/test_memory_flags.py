@@ -25,6 +25,22 @@ RUNS = {
     "bf16 moments": {"optimizer_state": "bf16", "precision": "bf16"},
     "8-bit moments": {"optimizer_state": "8bit", "precision": "bf16", "ema_decay": 0.9},
     "released": {"gradient_release": True, **ONE},
+    "adapters": {
+        "lora": True,
+        "gradient_release": True,
+        **ONE,
+        "optimizer_state": "bf16",
+        "precision": "bf16",
+        "selective_ac_ratio": 1,
+        "ac_policy": "matmul",
+    },
+    "half frozen": {
+        "frozen_layers": 1,
+        "gradient_release": True,
+        **ONE,
+        "optimizer_state": "8bit",
+        "ema_decay": 0.9,
+    },
     "everything": {
         "gradient_release": True,
         **ONE,

@@ -41,7 +41,7 @@ class NarrowAdamW(Optimizer):
         self._kind = kind
         self._bitsandbytes = None if kind == "bf16" else import_module("bitsandbytes.functional")
         parameters = [p for group in self.param_groups for p in group["params"]]
-        self._seeds = {p: (seed * len(parameters) + n) for n, p in enumerate(parameters)}
+        self._seeds = {p: seed * len(parameters) + n for n, p in enumerate(parameters)}
         self._maps: list[Tensor] = []
 
     @torch.no_grad()
@@ -67,6 +67,7 @@ class NarrowAdamW(Optimizer):
             return
         chance = torch.Generator(weights.device)
         chance.manual_seed(hash((self._seeds[p], int(state["step"]))) & (2**63 - 1))
+        step = state["step"].to(weights.device)
         for parts in zip(*(x.split(STRETCH) for x in (weights, gradient, first, second)), strict=True):
             wide = [x.float() for x in parts]  # itself where it is float32
             torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
@@ -75,7 +76,7 @@ class NarrowAdamW(Optimizer):
                 [wide[2]],
                 [wide[3]],
                 [],
-                [state["step"].to(weights.device)],
+                [step],
                 lr=group["lr"],
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],

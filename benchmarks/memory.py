@@ -42,6 +42,7 @@ CONFIGURATIONS: dict[str, list[str]] = {
     "bf16 moments": ["--optimizer_state", "bf16"],
     "8-bit moments": ["--optimizer_state", "8bit"],
     "released": RELEASED,
+    "ac 1, released": [*EVERY, *RELEASED],
     "ema": ["--ema_decay", "0.999"],
     "half frozen": ["--frozen_layers", "15"],
     "lora": ["--lora"],

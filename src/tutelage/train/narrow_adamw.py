@@ -3,6 +3,7 @@
 float32 moments are 8 bytes a weight; here they are 4 (`bf16`) or little more than 2 (`8bit`).
 """
 
+import logging
 from collections.abc import Iterable
 from importlib import import_module
 from typing import Any, Literal
@@ -39,7 +40,7 @@ class NarrowAdamW(Optimizer):
     ):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
         self._kind = kind
-        self._bitsandbytes = None if kind == "bf16" else import_module("bitsandbytes.functional")
+        self._bitsandbytes = None if kind == "bf16" else _bitsandbytes()
         parameters = [p for group in self.param_groups for p in group["params"]]
         self._seeds = {p: seed * len(parameters) + n for n, p in enumerate(parameters)}
         self._maps: list[Tensor] = []
@@ -154,6 +155,12 @@ class NarrowAdamW(Optimizer):
             create = self._bitsandbytes.create_dynamic_map
             self._maps = [create(signed=signed).to(device) for signed in (True, False)]
         return self._maps
+
+
+def _bitsandbytes() -> Any:
+    # It warns on CPUs that a kernel of another package, which nothing here needs, is not there.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    return import_module("bitsandbytes.functional")
 
 
 def round_by_chance_(narrow: Tensor, wide: Tensor, chance: torch.Generator) -> None:

@@ -26,6 +26,7 @@ from tutelage.train import optim, parallel, precision, surgery
 from tutelage.train.ema import EMA
 from tutelage.train.evaluate import evaluate
 from tutelage.train.freezing import Freezing, freeze_
+from tutelage.train.release import GradientRelease
 from tutelage.train.trainer import Trainer
 
 STEPS = 3
@@ -52,6 +53,9 @@ class Case:
     lora: LoRASettings | None = None
     frozen: Freezing = field(default_factory=Freezing)
     roles: bool = False  # the model has role embeddings
+    policy: str = "block"
+    state: str | None = None
+    release: bool = False
 
 
 CASES = {
@@ -72,6 +76,8 @@ CASES = {
     "roles, one document for two": Case(roles=True, documents=5, rows=1, micro=2, kind="bf16"),
     "bf16": Case(kind="bf16"),
     "bf16, tied": Case(kind="bf16", tied=True),
+    "recomputed but for matmuls": Case(recompute=1.0, policy="matmul", tied=True),
+    "bf16 moments": Case(kind="bf16", state="bf16"),
     "bf16_pure": Case(kind="bf16_pure"),
     "fp16": Case(kind="fp16"),
     "lora": Case(lora=LoRASettings(rank=4)),
@@ -80,6 +86,9 @@ CASES = {
     "pissa, recomputed": Case(lora=LoRASettings(rank=4, init="pissa"), recompute=0.5),
     "first block frozen": Case(frozen=Freezing(layers=1)),
     "head alone, bf16": Case(frozen=Freezing(parts="head"), kind="bf16"),
+    # A step is one micro-batch: two rows in one process, one in each of two.
+    "released": Case(micro=1, release=True),
+    "released, recomputed, tied": Case(micro=1, release=True, recompute=0.5, tied=True),
     "compiled": Case(compiled=True),
     "compiled, recomputed": Case(compiled=True, recompute=0.5, tied=True),
 }
@@ -103,7 +112,7 @@ def _steps(case: Case) -> dict[str, Tensor]:
         freeze_(model, case.frozen)
     if case.compiled:
         surgery.compile_blocks(model)
-    surgery.recompute(model, case.recompute)
+    surgery.recompute(model, case.recompute, case.policy)
     if world > 1:
         weights = parallel.shard(model, case.kind, torch.device("cpu"))
     else:
@@ -111,6 +120,8 @@ def _steps(case: Case) -> dict[str, Tensor]:
     settings = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-3, "wd": 0.1}  # eps: no noise becomes a step
     if case.optimizer == "muon":
         optimizer = optim.MuonAdamW(weights, muon_lr=None, **settings)
+    elif case.state:
+        optimizer = optim.narrow_adamw(weights, kind=case.state, seed=0, **settings)
     else:
         optimizer = optim.adamw(weights, **settings)
     optim.allocate_state(optimizer)
@@ -119,20 +130,30 @@ def _steps(case: Case) -> dict[str, Tensor]:
     average = EMA(weights, decay=0.9)
     average.follow(optimizer)
     seen: dict[str, Tensor] = {}
-    step = [0]
 
     def note(*_: object) -> None:
-        step[0] += 1
-        seen.update(
-            {f"gradient {step[0]} {n}": full(p.grad) for n, p in weights.items() if p.grad is not None}
-        )
+        now = trainer.step + 1
+        seen.update({f"gradient {now} {n}": full(p.grad) for n, p in weights.items() if p.grad is not None})
 
     optimizer.register_step_pre_hook(note)
+    release = GradientRelease(model, weights, optimizer) if case.release else None
+    if release:
+        release._one.register_step_pre_hook(note)
     data = loader(case, world, training=True)
     held_out = loader(case, world, training=False)
     schedule = optim.schedule("linear", steps=STEPS, warmup=1)
     scale = precision.LossScale(patience=2) if case.kind == "fp16" else None
-    trainer = Trainer(model, NextToken(), data, optimizer, schedule, steps=STEPS, clip=1.0, scale=scale)
+    trainer = Trainer(
+        model,
+        NextToken(),
+        data,
+        optimizer,
+        schedule,
+        steps=STEPS,
+        clip=0.0 if release else 1.0,
+        scale=scale,
+        release=release,
+    )
     trainer.rehearse(data.longest())
 
     def report(trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -151,12 +172,15 @@ def _steps(case: Case) -> dict[str, Tensor]:
 
 def loader(case: Case, world: int, *, training: bool) -> Loader:
     """This process's share of the data."""
-    assert case.micro % world == 0
+    rows, micro = case.rows, case.micro
+    if case.release:
+        rows, micro = rows // world, world
+    assert micro % world == 0 and rows
     return Loader(
         SampleStore.of(ragged(LENGTHS[: case.documents] if training else LENGTHS[:7])),
         length=32,
-        rows=case.rows,
-        accumulate=case.micro // world if training else 1,
+        rows=rows,
+        accumulate=micro // world if training else 1,
         packed=case.packed,
         seed=3,
         rank=dist.rank(),

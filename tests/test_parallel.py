@@ -35,8 +35,8 @@ def compare(name, found):
     expected = steps(CASES[name])
     assert found.keys() == expected.keys()
     # Muon makes matrices orthogonal in bfloat16, whose rounding depends on how they are cut; where gradients
-    # are bfloat16 too, sums of them depend on their order.
-    near = {"muon": 5e-3, "bf16_pure": 2e-2}.get(name, 1e-5)
+    # are bfloat16 too, sums of them depend on their order. bfloat16 moments are rounded by chance.
+    near = {"muon": 5e-3, "bf16_pure": 2e-2, "bf16 moments": 2e-3}.get(name, 1e-5)
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=near, atol=near, msg=lambda m, k=key: f"{k}: {m}")
     gradients = [key for key in found if key.startswith("gradient 3 ")]

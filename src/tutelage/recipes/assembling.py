@@ -15,6 +15,7 @@ from tutelage.recipes.optimizing import optimizer_of, schedule_of
 from tutelage.recipes.training import TrainingConfig
 from tutelage.train import optim, parallel, precision, surgery
 from tutelage.train.ema import EMA
+from tutelage.train.release import GradientRelease
 from tutelage.train.trainer import Trainer
 
 
@@ -43,7 +44,9 @@ def assemble(
     model.attention_impl = config.attention_impl
     if config.compile:
         surgery.compile_blocks(model)
-    surgery.recompute(model, config.selective_ac_ratio)
+    surgery.recompute(model, config.selective_ac_ratio, config.ac_policy)
+    if config.offload_activations:
+        surgery.offload(model)
     if dist.world_size() > 1:
         weights = parallel.shard(model, config.precision, device)
     else:
@@ -52,7 +55,15 @@ def assemble(
     schedule = schedule_of(config, steps)
     scale = precision.LossScale() if config.precision == "fp16" else None
     trainer = Trainer(
-        model, objective, source, optimizer, schedule, steps=steps, clip=config.clip_grad_norm, scale=scale
+        model,
+        objective,
+        source,
+        optimizer,
+        schedule,
+        steps=steps,
+        clip=config.clip_grad_norm,
+        scale=scale,
+        release=GradientRelease(model, weights, optimizer) if config.gradient_release else None,
     )
     average = EMA(weights, decay=config.ema_decay) if config.ema_decay else None
     fixed = {name: p for name, p in model.named_parameters() if ".initial_" in name}

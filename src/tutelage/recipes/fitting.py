@@ -19,6 +19,7 @@ from tutelage.objectives.base import Objective
 from tutelage.recipes.assembling import assemble
 from tutelage.recipes.pretokenized import shard_directories
 from tutelage.recipes.run_directory import note_settings
+from tutelage.recipes.saving_memory import needs_gpu
 from tutelage.recipes.training import TrainingConfig
 from tutelage.recipes.watching import Reporter, Watch, mfu_per_rate, recall, total_steps, writers_of
 from tutelage.report.progress import ProgressBar
@@ -48,8 +49,8 @@ def device_of(config: TrainingConfig) -> torch.device:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     else:
         device = _named(config)
-    if device.type == "cpu" and config.attention_impl == "flash":
-        raise UserError("attention_impl flash needs a GPU; sdpa is the fast one on CPU")
+    if device.type == "cpu" and (words := needs_gpu(config)):
+        raise UserError(words)
     return _mine(device, config)
 
 
@@ -253,8 +254,11 @@ def _non_finite(
     if shard_directories(config.train_data_paths):
         look = "The numbers are those of documents in the shards, and of tokens in them; "
     rows = ", ".join(places[:_ROWS_NAMED]) + (", ..." if len(places) > _ROWS_NAMED else "")
+    harm = "the weights were not touched"
+    if error.spoiled:
+        harm = "it moved the weights before it was seen, since --gradient_release: they are spoiled"
     return (
-        f"{error}; the weights were not touched. The step's rows: {rows}; {kept}. "
+        f"{error}; {harm}. The step's rows: {rows}; {kept}. "
         f"{look}otherwise lower --lr or raise --warmup_steps"
     )
 

@@ -16,6 +16,8 @@ def optimizer_of(config: TrainingConfig, weights: Mapping[str, Tensor]) -> Optim
     shared: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "wd": config.wd}
     if config.optimizer == "muon":
         return optim.MuonAdamW(weights, muon_lr=config.muon_lr, **shared)
+    if config.optimizer_state not in (None, "fp32"):
+        return optim.narrow_adamw(weights, kind=config.optimizer_state, seed=config.seed, **shared)
     return optim.adamw(weights, **shared)
 
 

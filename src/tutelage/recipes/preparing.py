@@ -138,7 +138,10 @@ def plan(config: TrainingConfig, blueprint: Transformer, loader: Loader, device:
     steps, model = total_steps(config, loader), blueprint.config
     trained = sum(p.numel() for p in blueprint.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in blueprint.parameters()) - trained
-    per_parameter = {"bf16_pure": 8, "fp32": 16}.get(config.precision, 18)
+    weights, gradients, moments = {"bf16_pure": (2, 2, 4), "fp32": (4, 4, 8)}.get(config.precision, (6, 4, 8))
+    if config.optimizer_state not in (None, "fp32"):
+        moments = 4 if config.optimizer_state == "bf16" else 2
+    per_parameter = weights + moments + (0 if config.gradient_release else gradients)
     per_parameter += 4 * bool(config.ema_decay)
     each = f" on each of {dist.world_size()} processes" if dist.world_size() > 1 else ""
     kept = frozen * compute_dtype(config.precision).itemsize

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from tutelage.errors import UserError
 from tutelage.recipes.quantizing import Quant, quant_problems
+from tutelage.recipes.saving_memory import memory_problems
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +79,9 @@ class TrainingConfig:
     eps: float = 1e-6
     wd: float = 0.0  # weight decay; of matrices only, never of norms and biases
     clip_grad_norm: float = 1.0  # largest gradient norm; 0: no clipping
+    optimizer_state: Literal["fp32", "bf16", "8bit", "paged_8bit"] | None = (
+        None  # what AdamW's moments are kept in; default: fp32, with precision bf16_pure as its weights
+    )
     ema_decay: float = 0.0  # of an average of the weights, which is validated and exported; 0: none
 
     # Precision and memory
@@ -85,6 +89,9 @@ class TrainingConfig:
     fp32_logits: bool = False  # the head's matmul in float32 too; softmax and loss always are
     attention_impl: Literal["auto", "eager", "sdpa", "flash"] = "auto"  # flash needs a GPU
     selective_ac_ratio: float = 0.0  # share of blocks whose activations are computed again, to save memory
+    ac_policy: Literal["block", "matmul"] = "block"  # of those blocks, again: all, or all but matmuls
+    offload_activations: bool = False  # of a GPU, to main memory until the backward pass
+    gradient_release: bool = False  # weights move in the backward pass: no gradients of all at once
     compile: bool = False  # torch.compile: a minute at the start, faster steps after it
     device: str = "auto"  # cuda, cpu, or auto: cuda where there is one
 
@@ -125,8 +132,6 @@ class TrainingConfig:
             problems.append("train_data_paths names no path")
         if self.val_num_samples and not self.val_data_paths:
             problems.append("val_num_samples is given, but there are no val_data_paths to take samples from")
-        if self.attention_impl == "flash" and self.device == "cpu":
-            problems.append("attention_impl flash needs a GPU; sdpa is the fast one on CPU")
         if self.wandb and find_spec("wandb") is None:
             problems.append("wandb is on, but its package is missing: pip install 'tutelage[wandb]'")
         if (
@@ -146,6 +151,7 @@ class TrainingConfig:
         problems += quant_problems(self.quant, self.quant_double)
         if self.quant != "none" and not self.lora:
             problems.append(f"quant is {self.quant}, and a quantized weight cannot be trained; add --lora")
+        problems += memory_problems(self)
         for name, kinds in _SCHEDULERS.items():
             default = TrainingConfig.__dataclass_fields__[name].default
             if getattr(self, name) != default and self.lr_scheduler not in kinds:

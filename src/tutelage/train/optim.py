@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from tutelage.errors import UserError
+from tutelage.train.narrow_adamw import Kind, NarrowAdamW
 from tutelage.train.trainer import Schedule
 
 
@@ -16,11 +17,29 @@ def adamw(
     parameters: Mapping[str, Tensor], *, lr: float, betas: tuple[float, float], eps: float, wd: float
 ) -> AdamW:
     """AdamW (https://arxiv.org/abs/1711.05101), fused; norms, biases and other vectors are not decayed."""
+    return AdamW(_groups(parameters, wd), lr=lr, betas=betas, eps=eps, fused=True)
+
+
+def narrow_adamw(
+    parameters: Mapping[str, Tensor],
+    *,
+    kind: Kind,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    wd: float,
+    seed: int,
+) -> NarrowAdamW:
+    """The same, with moments in fewer bytes."""
+    return NarrowAdamW(_groups(parameters, wd), kind=kind, lr=lr, betas=betas, eps=eps, seed=seed)
+
+
+def _groups(parameters: Mapping[str, Tensor], wd: float) -> list[dict[str, Any]]:
     trained = {name: p for name, p in parameters.items() if p.requires_grad}
     matrices = [p for name, p in trained.items() if decays(name, p)]
     vectors = [p for name, p in trained.items() if not decays(name, p)]
     groups = [{"params": matrices, "weight_decay": wd}, {"params": vectors, "weight_decay": 0.0}]
-    return AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, eps=eps, fused=True)
+    return [group for group in groups if group["params"]]
 
 
 def decays(name: str, parameter: Tensor) -> bool:

@@ -6,6 +6,7 @@ Closed: it takes built objects, never configs; nobody subclasses it; a new need 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torch.optim import Optimizer
 
 from tutelage import dist
 from tutelage.data.batch import Batch
-from tutelage.objectives.base import Objective
+from tutelage.objectives.base import Loss, Objective
 from tutelage.train.precision import LossScale
+from tutelage.train.release import GradientRelease
 
 Metrics = dict[str, float]
 Hook = Callable[["Trainer", Metrics], None]
@@ -26,6 +28,8 @@ Schedule = Callable[[int], float]  # step, from 0 -> factor of the learning rate
 
 class NonFiniteLossError(ArithmeticError):
     """A step's loss or gradient is not a number; raised before it touches a weight."""
+
+    spoiled = False  # unless gradients were released: those that are no numbers have moved their weights
 
 
 def every(n: int, hook: Hook) -> Hook:
@@ -48,7 +52,9 @@ class Trainer:
         clip: float = 0.0,
         hooks: Sequence[Hook] = (),
         scale: LossScale | None = None,
+        release: GradientRelease | None = None,
     ):
+        assert release is None or not (clip or scale), "a gradient is gone before all are there"
         self.model = model
         self.objective = objective
         self.source = source
@@ -58,6 +64,7 @@ class Trainer:
         self.clip = clip  # largest gradient norm; 0: no clipping
         self.hooks = hooks
         self.scale = scale  # of the loss, where gradients are float16
+        self.release = release  # which moves each weight in the backward pass
         self.step = 0  # steps done
         self.device = next(model.parameters()).device
         for group in optimizer.param_groups:
@@ -84,7 +91,7 @@ class Trainer:
             group["lr"] = group["peak_lr"] * factor
         sums = self._accumulate(batches)
         gradients = self._gradients()
-        norm = get_total_norm(gradients)
+        norm = self.release.norm() if self.release else get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # sharded by FSDP2
         values = torch.stack([*sums.values(), norm.double()]).tolist()  # the step's one wait for the device
         report = dict(zip([*sums, "grad_norm"], values, strict=True))
@@ -95,10 +102,13 @@ class Trainer:
         left_out = self.scale is not None and self.scale.update(finite) and not finite
         if not math.isfinite(loss) or not (finite or left_out):
             self.optimizer.zero_grad()
-            raise NonFiniteLossError(f"step {self.step + 1}: loss {loss}, gradient norm {norm_value}")
+            raise self._not_finite(loss, norm_value)
         if not left_out:
             shrink = min(1.0, self.clip / norm_value) if self.clip and norm_value else 1.0
-            torch._foreach_mul_(gradients, shrink / divisor)  # pyright: ignore[reportPrivateImportUsage]
+            if gradients:
+                torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage]
+                    gradients, shrink / divisor
+                )
             self.optimizer.step()
         self.optimizer.zero_grad()
         if self.scale:  # the norm of a step that was left out is no number that JSON has
@@ -111,7 +121,8 @@ class Trainer:
 
     def rehearse(self, batches: list[Batch]) -> None:
         """Use a step's memory without its effect: a lack of it shows now, not at hour nine."""
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+        unmoved = self.release.rehearsal() if self.release else nullcontext()
+        with unmoved, torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             self._accumulate(batches)
         self.optimizer.zero_grad()
 
@@ -122,6 +133,9 @@ class Trainer:
         for batch in batches:
             batch = batch.to(self.device)
             loss = self.objective(self.model, batch)
+            if self.release:
+                assert len(batches) == 1, "what moved a weight cannot be added to"
+                self.release.divisor = self._weight_of(loss)
             (loss.total * self.scale.value if self.scale else loss.total).backward()
             counts = {"tokens": (batch.docs >= 0).sum(), "learned": (batch.weights != 0).sum()}
             parts = {"total": loss.total.detach(), "weight": loss.weight, **counts, **loss.metrics}
@@ -131,6 +145,20 @@ class Trainer:
                 )  # counts are exact, sums lose nothing
         reduced = dist.all_reduce_sum(torch.stack(list(sums.values())))
         return dict(zip(sums, reduced.unbind(), strict=True))
+
+    def _weight_of(self, loss: Loss) -> float:
+        """What to divide a step of one micro-batch by, known before its gradients; refuses its loss."""
+        sums = torch.stack([loss.total.detach().double(), loss.weight.double()])
+        total, weight = dist.all_reduce_sum(sums).tolist()
+        mean = total / (weight or 1.0)
+        if not math.isfinite(mean) and self.release and not self.release.rehearsing:
+            raise NonFiniteLossError(f"step {self.step + 1}: loss {mean}, found before the backward pass")
+        return weight or 1.0
+
+    def _not_finite(self, loss: float, norm: float) -> NonFiniteLossError:
+        error = NonFiniteLossError(f"step {self.step + 1}: loss {loss}, gradient norm {norm}")
+        error.spoiled = self.release is not None
+        return error
 
     def _gradients(self) -> list[Tensor]:
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])

@@ -15,13 +15,12 @@ from tutelage.data.loader import Loader
 from tutelage.errors import Interrupted, UserError
 from tutelage.model.transformer import Transformer
 from tutelage.objectives.base import Objective
-from tutelage.recipes.optimizing import optimizer_of, schedule_of
+from tutelage.recipes.assembling import assemble
 from tutelage.recipes.pretokenized import shard_directories
 from tutelage.recipes.run_directory import note_settings
 from tutelage.recipes.training import TrainingConfig
 from tutelage.recipes.watching import Reporter, Watch, mfu_per_rate, recall, total_steps, writers_of
 from tutelage.report.progress import ProgressBar
-from tutelage.train import optim, parallel, precision, surgery
 from tutelage.train.ema import EMA
 from tutelage.train.interrupt import Signals
 from tutelage.train.saver import Saver, complete, is_full, newest, read_state
@@ -98,25 +97,11 @@ def fit(
 ) -> Fitted:
     """Train to the end, or save and raise Interrupted at a signal. Resumes if the settings say so."""
     torch.manual_seed(config.seed + dist.rank())  # of dropout
-    steps = total_steps(config, loader)
-    model.attention_impl = config.attention_impl
-    if config.compile:
-        surgery.compile_blocks(model)
-    surgery.recompute(model, config.selective_ac_ratio)
-    if dist.world_size() > 1:
-        weights = parallel.shard(model, config.precision, device_of(config))
-    else:
-        weights = precision.masters(model, config.precision)
-    optimizer = optimizer_of(config, weights)
-    schedule = schedule_of(config, steps)
-    scale = precision.LossScale() if config.precision == "fp16" else None
-    trainer = Trainer(
-        model, objective, loader, optimizer, schedule, steps=steps, clip=config.clip_grad_norm, scale=scale
-    )
-    average = EMA(weights, decay=config.ema_decay) if config.ema_decay else None
-    extra = {**(average.tensors() if average else {}), **(scale.tensors() if scale else {})}
-    saver = Saver(directory / "checkpoints", weights, optimizer, keep=config.max_checkpoints, extra=extra)
-    optim.allocate_state(optimizer)
+    assembled = assemble(config, model, objective, loader, total_steps(config, loader), device_of(config))
+    trainer, weights, average = assembled.trainer, assembled.weights, assembled.average
+    optimizer, steps = trainer.optimizer, trainer.steps
+    kept = config.max_checkpoints
+    saver = Saver(directory / "checkpoints", weights, optimizer, keep=kept, extra=assembled.extra)
     fitted = Fitted(weights, steps, {}, {}, average)
     checkpoint = newest(saver.directory) if config.resume else None
     if checkpoint is not None:
@@ -125,9 +110,7 @@ def fit(
         loader.restore(state["data"])
         fitted.last, fitted.validation = recall(directory / "metrics.jsonl", trainer.step)
         dist.by_rank_zero(lambda: note_settings(config, stage))  # not before: it may have been refused
-    precision.follow(model, weights, optimizer)
-    if average:
-        average.follow(optimizer)
+    assembled.follow()
     try:
         with ExitStack() as stack:
             stack.callback(loader.close)

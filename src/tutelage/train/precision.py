@@ -31,13 +31,14 @@ def masters(model: nn.Module, precision: Precision) -> dict[str, nn.Parameter]:
     fp32 and bf16_pure train the model's own parameters. bf16 and fp16 train float32 copies: a gradient moves
     to its master as soon as the backward pass has formed it, so micro-batches add up in float32.
     """
-    if precision == "fp32":
-        model.float()
-        return dict(model.named_parameters())
-    if precision == "bf16_pure":
-        model.bfloat16()
-        return dict(model.named_parameters())
     copies, dtype = {}, compute_dtype(precision)
+    if precision in ("fp32", "bf16_pure"):
+        for parameter in model.parameters():
+            if (
+                parameter.is_floating_point()
+            ):  # what is quantized stays; not model.to, which a plan cannot run
+                parameter.data = parameter.data.to(dtype)
+        return dict(model.named_parameters())
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)

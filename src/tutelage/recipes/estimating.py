@@ -68,9 +68,9 @@ def shape_of(config: PlanConfig) -> ModelConfig:
 
 def plan_of(config: PlanConfig, shape: ModelConfig, device: Device) -> Plan:
     """Run a step without data, as the settings say, and reckon its time."""
-    batch, pairs = _batch(config)
+    batch, pairs = batch_of(config)
     found = estimate(
-        lambda objective, source: _assembled(config, shape, objective, source),
+        lambda objective, source: built(config, shape, objective, source),
         NextToken(fp32_logits=config.fp32_logits),
         batch,
         accumulate=config.gradient_accum_steps,
@@ -97,7 +97,7 @@ def plan_of(config: PlanConfig, shape: ModelConfig, device: Device) -> Plan:
 def suggestions(
     config: PlanConfig, shape: ModelConfig, device: Device, plan: Plan
 ) -> list[tuple[dict[str, Any], Plan]]:
-    """Changes that save memory, each with the plan it gives: alone, by what they save, then as many as it needs."""
+    """Changes that save memory with their plans: alone, by what they save, then as many as it needs."""
     print("it does not fit: trying changes", file=sys.stderr, flush=True)
     alone = [(change, _changed(config, shape, device, change)) for change in _changes(config)]
     alone = sorted(
@@ -138,7 +138,7 @@ def _changes(config: PlanConfig) -> Iterator[dict[str, Any]]:
         yield {"max_seq_len": half}
 
 
-def _assembled(
+def built(
     config: PlanConfig, shape: ModelConfig, objective: Objective, source: Iterator[list[Batch]]
 ) -> Assembled:
     """The run's own model and trainer. Blocks are never compiled here: that needs data."""
@@ -160,7 +160,7 @@ def _assembled(
     return assemble(plain, model, objective, source, 1, torch.device("cpu"))
 
 
-def _batch(config: PlanConfig) -> tuple[Batch, float]:
+def batch_of(config: PlanConfig) -> tuple[Batch, float]:
     """Full rows, all of it learned, and how many pairs of positions see each other in them."""
     B, T = config.micro_batch_size_per_gpu, config.max_seq_len
     length = min(config.document_tokens or T, T)

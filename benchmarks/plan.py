@@ -20,8 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.race import ROOT, environment
 from tutelage.allocation import keep_memory
 from tutelage.config import load
@@ -37,14 +35,15 @@ _SMALL = "--model smollm2-135m --max_seq_len"
 CASES = {
     "15M bf16": "--model stories15M",
     "15M fp32": "--model stories15M --precision fp32",
-    "15M bf16, rows of 1024": "--model stories15M --max_seq_len 1024 --micro_batch_size_per_gpu 8",
     "15M bf16, half recomputed": "--model stories15M --selective_ac_ratio 0.5",
     "15M bf16, documents of 100": "--model stories15M --document_tokens 100 --gradient_accum_steps 2",
     "42M bf16, EMA": "--model stories42M --ema_decay 0.999 --micro_batch_size_per_gpu 16",
     "42M bf16, Muon": "--model stories42M --optimizer muon --micro_batch_size_per_gpu 16",
     "135M bf16": f"{_SMALL} 512 --micro_batch_size_per_gpu 2",
-    "135M fp32, recomputed": f"{_SMALL} 512 --micro_batch_size_per_gpu 4 --precision fp32 --selective_ac_ratio 1",
-    "135M bf16_pure, recomputed": f"{_SMALL} 1024 --micro_batch_size_per_gpu 4 --precision bf16_pure "
+    "135M bf16, LoRA": "--ckpt_paths smollm2-135m --lora --max_seq_len 512 --micro_batch_size_per_gpu 2",
+    "135M fp32, recomputed": f"{_SMALL} 512 --micro_batch_size_per_gpu 2 --precision fp32 "
+    "--selective_ac_ratio 1",
+    "135M bf16_pure, recomputed": f"{_SMALL} 1024 --micro_batch_size_per_gpu 2 --precision bf16_pure "
     "--selective_ac_ratio 1",
 }
 
@@ -83,7 +82,7 @@ def estimate(flags: list[str]) -> float:
 
 
 def in_own_process(flags: str, *, kept: bool) -> float:
-    """MB that a run takes, each tensor in pages of its own, or with what is freed kept as the command does."""
+    """MB that a run takes, tensors in pages of their own or, as the command does, freed memory kept."""
     command = [sys.executable, "-m", "benchmarks.plan", f"--measure={flags}", *(["--kept"] if kept else [])]
     own = environment(1) | ({} if kept else {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)})
     done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=False)

@@ -229,7 +229,7 @@ def leavings(out: Path) -> dict[str, Any]:
     left["checkpoint state"] = json.loads((checkpoint / "state.json").read_text())
     left["checkpoints"] = sorted(path.name for path in (out / "checkpoints").iterdir())
     left["metrics"] = metrics(out)
-    for path in (out / "model").iterdir():
+    for path in [path for kind in ("model", "adapter") for path in sorted((out / kind).glob("*"))]:
         if path.suffix == ".safetensors":
             left |= {f"model {name}": value for name, value in load_file(path).items()}
         else:

@@ -74,6 +74,9 @@ COMMANDS = {
     "generate": Command(
         "generate", "GenerateConfig", "complete prompts, one after another", positional="ckpt_paths"
     ),
+    "merge": Command(
+        "merge", "MergeConfig", "put adapters into the weights of their model", positional="ckpt_paths"
+    ),
     "convert": Command(
         "convert", "ConvertConfig", "write a model in another layout", positional="ckpt_paths"
     ),

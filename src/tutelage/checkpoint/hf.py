@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +15,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tutelage.checkpoint.adapter import StoredAdapter, fingerprint, merged
 from tutelage.checkpoint.gguf import GGUFSource, gguf_config
 from tutelage.checkpoint.hub import local_path
 from tutelage.checkpoint.llama2c import Llama2cSource, find_llama2c
+from tutelage.checkpoint.peft import CONFIG as ADAPTER_CONFIG
+from tutelage.checkpoint.peft import read_peft
 from tutelage.checkpoint.shards import INDEX, SINGLE, Shards
 from tutelage.checkpoint.source import Source, check, fill, parameter_shapes
 from tutelage.checkpoint.tokenizer import find_gguf
+from tutelage.checkpoint.torchllms_lora import ARGS as LORA_ARGS
+from tutelage.checkpoint.torchllms_lora import read_torchllms
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
@@ -53,18 +58,55 @@ def check_files(path: str | Path) -> None:
 
 
 def load_model(
-    path: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    path: str | Path,
+    *,
+    dtype: torch.dtype | Callable[[str], torch.dtype] | None = None,
+    device: torch.device | str = "cpu",
+    adapters: Sequence[str | Path] = (),
+    force: bool = False,
 ) -> Transformer:
     """The model at `path` (a directory, a model file or a hub id), in `dtype` or that of most of its weights.
 
-    Peak memory is the weights and some tens of megabytes: they are read piece by piece into their place.
+    `adapters` are merged into it in turn, each refused on a model that it was not trained on, unless
+    `force`d. `dtype` may differ by name. Peak memory is the weights and some tens of megabytes: they
+    are read piece by piece into their place.
     """
-    config, source = _open(local_path(path))
+    config, source = _open(local_path(path), adapters, force=force)
     return fill(config, source, dtype or source.dtype, device)
 
 
-def _open(path: Path) -> tuple[ModelConfig, Source]:
-    """Config and weights of `path`, found to fit."""
+def stored_dtype(path: str | Path) -> torch.dtype:
+    """The dtype of most of the weights of the model at `path`."""
+    return _open(local_path(path))[1].dtype
+
+
+def fingerprint_of(path: str | Path, adapters: Sequence[str | Path] = ()) -> str:
+    """What tells the model at `path`, with these adapters in it, from others of its shape."""
+    return fingerprint(_open(local_path(path), adapters, force=True)[1])
+
+
+def read_adapter(path: str | Path, config: ModelConfig) -> StoredAdapter:
+    """The adapter at `path`: a PEFT directory, or torchllms' .pth beside its lora_args.json."""
+    path = local_path(path)
+    return read_torchllms(path, config) if path.is_file() else read_peft(path)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether an adapter lies at `path` and not a model."""
+    return (path / ADAPTER_CONFIG).exists() or (path.suffix == ".pth" and (path.parent / LORA_ARGS).exists())
+
+
+def _open(
+    path: Path, adapters: Sequence[str | Path] = (), *, force: bool = False
+) -> tuple[ModelConfig, Source]:
+    """Config and weights of `path`, found to fit, with adapters in them."""
+    config, source = _open_base(path)
+    for adapter in adapters:
+        config, source = merged(config, source, read_adapter(adapter, config), force=force)
+    return config, source
+
+
+def _open_base(path: Path) -> tuple[ModelConfig, Source]:
     if found := find_llama2c(path):
         source = Llama2cSource(found)
         config = source.config

@@ -28,7 +28,7 @@ _ATTENTION_NORM, _FFN_NORM = "input_layernorm", "post_attention_layernorm"
 _ATTENTION = tuple(f"self_attn.{kind}_proj" for kind in "qkvo")
 _FFN = ("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")  # w1, w2, w3
 _NORM = "model.norm.weight"
-_CHECKPOINT_NAMES = {  # in ckpt.pt -> here
+META_NAMES = {  # in ckpt.pt and other files in the manner of Meta -> here
     "tok_embeddings": "model.embed_tokens",
     "norm": "model.norm",
     "output": "lm_head",
@@ -287,4 +287,4 @@ def _here(name: str) -> str:
     if kind.startswith("layers."):
         _, layer, kind = kind.split(".", 2)
         prefix = f"model.layers.{layer}."
-    return f"{prefix}{_CHECKPOINT_NAMES.get(kind, kind)}.weight"
+    return f"{prefix}{META_NAMES.get(kind, kind)}.weight"

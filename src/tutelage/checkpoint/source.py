@@ -3,7 +3,7 @@
 A model is built from it piece by piece, so loading costs the weights and one piece more.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -60,11 +60,20 @@ def check(config: ModelConfig, source: Source) -> None:
         raise UserError(f"{source.where} cannot be loaded:\n  " + "\n  ".join(problems))
 
 
-def fill(config: ModelConfig, source: Source, dtype: torch.dtype, device: torch.device | str) -> Transformer:
-    """The model with the weights of `source`, which `check` has passed."""
+def fill(
+    config: ModelConfig,
+    source: Source,
+    dtype: torch.dtype | Callable[[str], torch.dtype],
+    device: torch.device | str,
+) -> Transformer:
+    """The model with the weights of `source`, which `check` has passed, in a dtype that may be by name."""
+    of = dtype if callable(dtype) else lambda _: dtype
+    stored = str(source.dtype if callable(dtype) else dtype).removeprefix("torch.")
     with torch.device("meta"):
-        model = Transformer(replace(config, dtype=str(dtype).removeprefix("torch.")))
-    model = model.to(dtype).to_empty(device=device)
+        model = Transformer(replace(config, dtype=stored))
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(of(name))
+    model = model.to_empty(device=device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             for start, stop in pieces(parameter.shape):

@@ -147,8 +147,10 @@ class Transformer(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, D): the head's, or the embedding's where they are tied."""
-        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        """(V, D): the head's, or the embedding's where they are tied; what surgery made of it in effect."""
+        holder = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        in_effect = getattr(holder, "effective_weight", None)
+        return holder.weight if in_effect is None else in_effect()
 
     def _windows(self) -> set[int | None]:
         return set(self.config.windows) if self.config.windows else {None}

@@ -1,10 +1,11 @@
-"""From a model and the settings to a trainer: what `fit` trains with, and a plan runs without data."""
+"""From a model and settings to a Trainer: what `fit` trains with and `plan` measures without weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from tutelage import dist
 from tutelage.data.batch import Batch
@@ -19,23 +20,20 @@ from tutelage.train.trainer import Trainer
 
 @dataclass(slots=True)
 class Assembled:
-    """A trainer and what was put into it."""
+    """A run ready to start."""
 
     trainer: Trainer
-    weights: dict[str, torch.nn.Parameter]  # what the optimizer trains, and what is frozen, by name
+    optimizer: Optimizer
+    weights: Mapping[str, Tensor]  # what is trained, by name: masters where the model is their rounding
+    fixed: Mapping[str, Tensor]  # what an adapter has beside, which is not trained but belongs to it
     average: EMA | None
-
-    @property
-    def extra(self) -> dict[str, Tensor]:
-        """What a checkpoint holds beside weights and optimizer."""
-        parts = (self.average, self.trainer.scale)
-        return {name: tensor for part in parts if part for name, tensor in part.tensors().items()}
+    extra: Mapping[str, Tensor]  # what checkpoints hold beside the weights and the optimizer's state
 
     def follow(self) -> None:
-        """Give the model its masters' values, now that they are known, and all of them after each step."""
-        precision.follow(self.trainer.model, self.weights, self.trainer.optimizer)
+        """Round the masters into the model, now that they are known, and after each step; average them."""
+        precision.follow(self.trainer.model, self.weights, self.optimizer)
         if self.average:
-            self.average.follow(self.trainer.optimizer)
+            self.average.follow(self.optimizer)
 
 
 def assemble(
@@ -43,10 +41,11 @@ def assemble(
     model: Transformer,
     objective: Objective,
     source: Iterator[list[Batch]],
+    *,
     steps: int,
     device: torch.device,
 ) -> Assembled:
-    """Masters, optimizer and trainer of a model, as the settings say. Plans are made of it, too."""
+    """Put the model into its precision, over its processes, under an optimizer whose state exists."""
     model.attention_impl = config.attention_impl
     if config.compile:
         surgery.compile_blocks(model)
@@ -62,5 +61,7 @@ def assemble(
         model, objective, source, optimizer, schedule, steps=steps, clip=config.clip_grad_norm, scale=scale
     )
     average = EMA(weights, decay=config.ema_decay) if config.ema_decay else None
+    fixed = {name: p for name, p in model.named_parameters() if ".initial_" in name}
+    extra = {**(average.tensors() if average else {}), **(scale.tensors() if scale else {}), **fixed}
     optim.allocate_state(optimizer)
-    return Assembled(trainer, weights, average)
+    return Assembled(trainer, optimizer, weights, fixed, average, extra)

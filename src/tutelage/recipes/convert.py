@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvertConfig:
-    ckpt_paths: tuple[str, ...]  # an HF directory, a run's --output_dir, a hub id, a .gguf or llama2.c file
+    ckpt_paths: tuple[
+        str, ...
+    ]  # an HF directory, a run's --output_dir, a hub id, a .gguf or llama2.c file; then adapters to merge
+    force: bool = False  # merge an adapter into a model that it was not trained on
     tokenizer: str | None = None  # directory or tokenizer.bin of the tokenizer; default: the model's own
     output: Path  # directory to write
     format: Literal["hf", "llama2c"] = "hf"
@@ -34,8 +37,8 @@ class ConvertConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        if len(self.ckpt_paths) != 1:
-            problems.append(f"ckpt_paths names {len(self.ckpt_paths)} models, one is wanted")
+        if not self.ckpt_paths:
+            problems.append("ckpt_paths names no model")
         if self.format == "llama2c" and self.precision not in ("auto", "fp32"):
             problems.append(f"precision is {self.precision}, but files of format llama2c hold fp32")
         if problems:
@@ -49,17 +52,19 @@ def run(config: ConvertConfig) -> None:
     from tutelage.checkpoint.hf import load_config, load_model, save_model
     from tutelage.checkpoint.llama2c import refuse_other_arithmetic
     from tutelage.checkpoint.tokenizer import load_tokenizer
-    from tutelage.recipes.inference import model_path
+    from tutelage.recipes.chain import chain_of
 
-    source = model_path(config.ckpt_paths[0])
+    chain = chain_of(config.ckpt_paths)
     written = config.output / ("config.json" if config.format == "hf" else "model.bin")
     if written.exists() and not config.overwrite:
         raise UserError(f"{written} exists; give --overwrite to replace it, or another --output")
-    tokenizer = load_tokenizer(config.tokenizer or source)
+    tokenizer = load_tokenizer(config.tokenizer or chain.text)
     if config.format == "llama2c":
-        refuse_other_arithmetic(load_config(source))
+        refuse_other_arithmetic(load_config(chain.base))
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    model = load_model(source, dtype=dtypes.get(config.precision))
+    model = load_model(
+        chain.base, dtype=dtypes.get(config.precision), adapters=chain.adapters, force=config.force
+    )
     if config.format == "llama2c":
         _write_llama2c(model, tokenizer, config.output)
         return

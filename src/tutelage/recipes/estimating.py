@@ -17,13 +17,14 @@ from tutelage.model.presets import PRESETS
 from tutelage.model.transformer import Transformer, set_dropout
 from tutelage.objectives.base import Objective
 from tutelage.objectives.language import NextToken
+from tutelage.recipes.adapting import adapt
 from tutelage.recipes.assembling import Assembled, assemble
 from tutelage.recipes.plan import PlanPretrainConfig, PlanSFTConfig
 from tutelage.recipes.shaping import changed, named_shape
 from tutelage.train.devices import Device
 from tutelage.train.flops import flops_per_token
 from tutelage.train.plan import Estimate, estimate, sharded
-from tutelage.train.precision import load_dtype
+from tutelage.train.precision import compute_dtype, load_dtype
 
 PlanConfig = PlanSFTConfig | PlanPretrainConfig
 SPARE = 0.06  # of the device's memory: what is not counted (its context, gaps between tensors) has to fit too
@@ -130,6 +131,8 @@ def _changes(config: PlanConfig) -> Iterator[dict[str, Any]]:
         }
     if config.precision in ("fp32", "bf16", "fp16"):
         yield {"precision": "bf16" if config.precision == "fp32" else "bf16_pure"}
+    if not config.lora and config.ckpt_paths:
+        yield {"lora": True, "lr": 10 * config.lr}
     if config.optimizer == "adamw":
         yield {"optimizer": "muon"}
     if config.ema_decay:
@@ -143,11 +146,15 @@ def built(
 ) -> Assembled:
     """The run's own model and trainer. Blocks are never compiled here: that needs data."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(load_dtype(config.precision))
+    torch.set_default_dtype(compute_dtype(config.precision))
     try:
         model = Transformer(shape)
+        adapt(model, config)
     finally:
         torch.set_default_dtype(before)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # as Start.load reads them
+            parameter.data = parameter.data.to(load_dtype(config.precision))
     if isinstance(config, PlanPretrainConfig):
         set_dropout(
             model,
@@ -157,7 +164,7 @@ def built(
             head=config.dropout_head,
         )
     plain = dataclasses.replace(config, compile=False)
-    return assemble(plain, model, objective, source, 1, torch.device("cpu"))
+    return assemble(plain, model, objective, source, steps=1, device=torch.device("cpu"))
 
 
 def batch_of(config: PlanConfig) -> tuple[Batch, float]:

@@ -13,6 +13,7 @@ from tutelage import dist
 from tutelage.data.batch import Batch
 from tutelage.data.loader import Loader
 from tutelage.errors import Interrupted, UserError
+from tutelage.model.adapters import settle_
 from tutelage.model.transformer import Transformer
 from tutelage.objectives.base import Objective
 from tutelage.recipes.assembling import assemble
@@ -33,7 +34,7 @@ _ROWS_NAMED = 20  # of a step that cannot be trained on
 class Fitted:
     """What a run leaves behind: its result by name, and the numbers of its last step and validation."""
 
-    masters: Mapping[str, Tensor]  # float32 weights; with --ema_decay, in the end, their averages
+    masters: Mapping[str, Tensor]  # what was trained, float32; with --ema_decay, in the end, its averages
     steps: int
     last: Metrics
     validation: Metrics
@@ -94,15 +95,21 @@ def fit(
     loader: Loader,
     watch: Watch,
     directory: Path,
+    *,
+    base: str | None = None,
 ) -> Fitted:
-    """Train to the end, or save and raise Interrupted at a signal. Resumes if the settings say so."""
+    """Train to the end, or save and raise Interrupted at a signal. Resumes if the settings say so.
+
+    `base` is the fingerprint of the model that training starts from, where checkpoints do not hold all of it.
+    """
     torch.manual_seed(config.seed + dist.rank())  # of dropout
-    assembled = assemble(config, model, objective, loader, total_steps(config, loader), device_of(config))
-    trainer, weights, average = assembled.trainer, assembled.weights, assembled.average
-    optimizer, steps = trainer.optimizer, trainer.steps
-    kept = config.max_checkpoints
-    saver = Saver(directory / "checkpoints", weights, optimizer, keep=kept, extra=assembled.extra)
-    fitted = Fitted(weights, steps, {}, {}, average)
+    steps = total_steps(config, loader)
+    run = assemble(config, model, objective, loader, steps=steps, device=device_of(config))
+    trainer, average = run.trainer, run.average
+    saver = Saver(
+        directory / "checkpoints", run.weights, run.optimizer, keep=config.max_checkpoints, extra=run.extra
+    )
+    fitted = Fitted({**run.weights, **run.fixed}, steps, {}, {}, average)
     checkpoint = newest(saver.directory) if config.resume else None
     if checkpoint is not None:
         state = saver.load(checkpoint)
@@ -110,11 +117,12 @@ def fit(
         loader.restore(state["data"])
         fitted.last, fitted.validation = recall(directory / "metrics.jsonl", trainer.step)
         dist.by_rank_zero(lambda: note_settings(config, stage))  # not before: it may have been refused
-    assembled.follow()
+    settle_(model)
+    run.follow()
     try:
         with ExitStack() as stack:
             stack.callback(loader.close)
-            _train(config, trainer, loader, saver, watch, directory, fitted, stack)
+            _train(config, trainer, loader, saver, watch, directory, fitted, stack, base)
     except NonFiniteLossError as error:
         raise UserError(_non_finite(error, config, loader, saver, trainer.step)) from error
     except OSError as error:
@@ -123,7 +131,7 @@ def fit(
         raise saver.full_disk(f"the numbers of step {trainer.step}") from error
     if average:
         average.copy_into(model)
-        fitted.masters = average.weights()
+        fitted.masters = {**average.weights(), **run.fixed}
     return fitted
 
 
@@ -136,6 +144,7 @@ def _train(
     directory: Path,
     fitted: Fitted,
     stack: ExitStack,
+    base: str | None,
 ) -> None:
     """Rehearse, then train under a progress bar, with writers and signals that `stack` closes."""
     bar = stack.enter_context(
@@ -165,7 +174,7 @@ def _train(
         last=fitted.last,
         validated=fitted.validation,
     )
-    trainer.hooks = [reporter, *_hooks(config, loader, saver, bar, signals)]
+    trainer.hooks = [reporter, *_hooks(config, loader, saver, bar, signals, base)]
     trainer.fit()
     fitted.last, fitted.validation = reporter.last, reporter.validated
 
@@ -182,9 +191,10 @@ def _hooks(
     saver: Saver,
     bar: ProgressBar,
     signals: Signals,
+    base: str | None,
 ) -> list[Hook]:
     def save(trainer: Trainer, metrics: Metrics) -> None:
-        saver.save(trainer.step, {"data": loader.state()})
+        saver.save(trainer.step, {"data": loader.state(), "base": base})
 
     def stop(trainer: Trainer, metrics: Metrics) -> None:
         if received := dist.largest(signals.received or 0):

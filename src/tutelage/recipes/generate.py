@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tutelage.errors import UserError
-from tutelage.recipes.inference import InferenceConfig, load_text, load_weights, model_path, sampling_of
+from tutelage.recipes.inference import InferenceConfig, load_text, load_weights, sampling_of
 
 if TYPE_CHECKING:
     from tutelage.text.template import Template
@@ -148,8 +148,9 @@ def _requests(config: GenerateConfig, tokenizer: Tokenizer, template: Template |
     """Every prompt as tokens; what cannot be one is refused, the first ten at once."""
     from tutelage.checkpoint.hf import load_config
     from tutelage.data.encode import Encoder
+    from tutelage.recipes.chain import chain_of
 
-    context = load_config(model_path(config.ckpt_paths[0])).max_positions
+    context = load_config(chain_of(config.ckpt_paths).base).max_positions
     encoder = Encoder(None, tokenizer)
     requests: list[_Request] = []
     faults: list[str] = []

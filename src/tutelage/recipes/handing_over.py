@@ -5,47 +5,56 @@ from pathlib import Path
 from tutelage import dist
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
+from tutelage.recipes.adapting import Start
+from tutelage.recipes.chain import Chain, note_chain
 from tutelage.recipes.fitting import Fitted
+from tutelage.recipes.merging import QUESTIONS, merge
 from tutelage.recipes.preparing import say
+from tutelage.recipes.training import TrainingConfig
 from tutelage.report.page import write_report
 from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer
-from tutelage.train.export import export, model_card
-from tutelage.train.precision import Precision, stored_dtype
-
-_QUESTIONS = ("What is the capital of France?", "Write a short story about a rabbit.", "Grüße! 你好 👋")
+from tutelage.train.export import export, export_adapter, model_card
+from tutelage.train.precision import compute_dtype
 
 
 def hand_over(
     fitted: Fitted,
     model: Transformer,
-    config: ModelConfig,
+    shape: ModelConfig,
     directory: Path,
+    config: TrainingConfig,
     *,
     stage: str,
-    base: str,
+    start: Start | None,
     tokenizer: Tokenizer,
     template: Template | None,
-    precision: Precision,
 ) -> None:
-    """Write OUT/model and say how exact it is; a model that is not the trained one is refused."""
-    target = directory / "model"
-    gate = export(
-        model,
-        fitted.masters,
-        config,
-        target,
-        dtype=stored_dtype(precision),
-        probes=[_probe(question, tokenizer, template) for question in _QUESTIONS],
-    )
+    """Write OUT/model or OUT/adapter and say how exact it is; one that is not what was trained is refused."""
+    probes = [_probe(question, tokenizer, template) for question in QUESTIONS]
+    if config.lora:
+        assert start is not None
+        target = directory / "adapter"
+        gate = export_adapter(
+            model,
+            fitted.masters,
+            target,
+            base=start.base_name,
+            fingerprint=start.fingerprint(),
+            rslora=config.lora_rslora,
+            probes=probes,
+        )
+    else:
+        target = directory / "model"
+        dtype = compute_dtype(config.precision)
+        gate = export(model, fitted.masters, shape, target, dtype=dtype, probes=probes)
     if dist.rank():
         return
     tokenizer.save(target, chat_template=None if template is None else template.export_jinja(tokenizer))
-    facts = {
-        "parameters": f"{config.n_parameters:,}",
-        "optimizer steps": fitted.steps,
-        "precision": precision,
-    }
+    base = " + ".join(start.names) if start else "random weights"
+    trained = sum(p.numel() for p in fitted.masters.values())
+    facts = {"parameters": f"{shape.n_parameters:,}", "trained": f"{trained:,}"}
+    facts |= {"optimizer steps": fitted.steps, "precision": config.precision}
     facts |= {name: f"{fitted.last[name]:.4f}" for name in ("loss",) if name in fitted.last}
     facts |= {f"validation {name}": f"{value:.4f}" for name, value in fitted.validation.items()}
     card = model_card(
@@ -55,6 +64,7 @@ def hand_over(
         facts=facts,
         gate=gate,
         template=template.name if template else "none",
+        adapter_of=start.base_name if config.lora and start else None,
     )
     (target / "README.md").write_text(card, encoding="utf-8")
     shown = {
@@ -69,6 +79,12 @@ def hand_over(
         f"{target}: read back from disk, logits differ by {gate.logit_error:.3g}, greedy text is equal; "
         f"go on with `tutelage {next_command}`"
     )
+    if config.lora and start is not None:
+        note_chain(target, start.adapters, shape)
+    if config.save_merged and start is not None:
+        chain = Chain(start.base, (*start.adapters, target))
+        merge(chain, directory / "model", shape, probes, dtype=compute_dtype(config.precision))
+        tokenizer.save(directory / "model", chat_template=template and template.export_jinja(tokenizer))
 
 
 def _probe(question: str, tokenizer: Tokenizer, template: Template | None) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tutelage.errors import UserError
@@ -22,7 +21,10 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceConfig:
     # Model
-    ckpt_paths: tuple[str, ...]  # an HF directory, a run's --output_dir, a hub id, a .gguf or llama2.c file
+    ckpt_paths: tuple[
+        str, ...
+    ]  # an HF directory, a run's --output_dir, a hub id, a .gguf or llama2.c file; then adapters
+    force: bool = False  # put an adapter on a model that it was not trained on
     tokenizer: str | None = None  # directory or tokenizer.bin of the tokenizer; default: the model's own
     template_config: str | None = None  # chat template: a built-in name or a file; default: the model's own
     precision: Precision = "auto"  # of weights and arithmetic; auto: as stored, but never fp16 on CPU
@@ -40,8 +42,8 @@ class InferenceConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        if len(self.ckpt_paths) != 1:
-            problems.append(f"ckpt_paths names {len(self.ckpt_paths)} models, one is wanted")
+        if not self.ckpt_paths:
+            problems.append("ckpt_paths names no model")
         if not 0 <= self.temperature < float("inf"):
             problems.append(f"temperature is {self.temperature}, must be 0 (greedy) or more")
         if self.top_k < 0:
@@ -77,23 +79,13 @@ def sampling_of(config: InferenceConfig) -> Sampling:
     )
 
 
-def model_path(name: str) -> Path:
-    """Where the model called `name` lies; of a run's directory, its result."""
-    from tutelage.checkpoint.hub import local_path
-
-    path = local_path(name)
-    is_run = path.is_dir() and (path / "checkpoints").is_dir() and not (path / "config.json").exists()
-    if is_run and not (path / "model" / "config.json").exists():
-        raise UserError(f"{path} is a run without a result; end it with the same command and --resume")
-    return path / "model" if (path / "model" / "config.json").exists() else path
-
-
 def load_text(config: InferenceConfig, *, raw: bool = False) -> tuple[Tokenizer, Template | None]:
     """The tokenizer and the template, None if prompts are `raw`; mistakes show before weights load."""
     from tutelage.checkpoint.tokenizer import load_tokenizer
+    from tutelage.recipes.chain import chain_of
     from tutelage.text.template import Template
 
-    tokenizer = load_tokenizer(config.tokenizer or model_path(config.ckpt_paths[0]))
+    tokenizer = load_tokenizer(config.tokenizer or chain_of(config.ckpt_paths).text)
     if raw:
         return tokenizer, None
     name = config.template_config
@@ -107,10 +99,18 @@ def load_weights(config: InferenceConfig) -> Transformer:
     import torch
 
     from tutelage.checkpoint.hf import load_model
+    from tutelage.recipes.chain import chain_of
 
     device = _device(config.device)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    model = load_model(model_path(config.ckpt_paths[0]), dtype=dtypes.get(config.precision), device=device)
+    chain = chain_of(config.ckpt_paths)
+    model = load_model(
+        chain.base,
+        dtype=dtypes.get(config.precision),
+        device=device,
+        adapters=chain.adapters,
+        force=config.force,
+    )
     if config.precision == "auto" and device.type == "cpu" and model.head_weight.dtype == torch.float16:
         model = model.float()  # CPUs compute in fp16 many times slower
     return model.eval()

@@ -9,7 +9,6 @@ import torch
 
 from tutelage import dist
 from tutelage.checkpoint.hf import check_files
-from tutelage.checkpoint.source import parameter_shapes
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.data.dataset import prepare
 from tutelage.data.loader import Loader
@@ -18,13 +17,16 @@ from tutelage.data.store import SampleStore
 from tutelage.data.streams import TokenStreams
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
+from tutelage.model.transformer import Transformer
+from tutelage.recipes.adapting import Start
 from tutelage.recipes.fitting import loader_words
 from tutelage.recipes.pretokenized import ShardSettings, open_shards, shard_directories
 from tutelage.recipes.training import TrainingConfig
 from tutelage.recipes.watching import total_steps
+from tutelage.report.trained_table import trained_table
 from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer
-from tutelage.train.precision import load_dtype
+from tutelage.train.precision import compute_dtype, load_dtype
 from tutelage.train.saver import check_fits, complete, read_state
 
 _PREVIEWED = 64  # rows of shards that the preview is drawn from
@@ -118,23 +120,28 @@ def loaders(
     return training, batched(held_out, training=False)
 
 
-def plan(config: TrainingConfig, model: ModelConfig, loader: Loader, device: torch.device) -> None:
+def plan(config: TrainingConfig, blueprint: Transformer, loader: Loader, device: torch.device) -> None:
     """Say what the run will be before it starts."""
-    steps = total_steps(config, loader)
+    steps, model = total_steps(config, loader), blueprint.config
+    trained = sum(p.numel() for p in blueprint.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in blueprint.parameters()) - trained
     per_parameter = {"bf16_pure": 8, "fp32": 16}.get(config.precision, 18)
     per_parameter += 4 * bool(config.ema_decay)
     each = f" on each of {dist.world_size()} processes" if dist.world_size() > 1 else ""
-    memory = model.n_parameters * per_parameter / 2**30 / dist.world_size()
+    kept = frozen * compute_dtype(config.precision).itemsize
+    memory = (trained * per_parameter + kept) / 2**30 / dist.world_size()
     say(
         f"model: {model.family}, {model.n_parameters:,} parameters, {config.precision} on {device}: weights, "
         f"gradients and optimizer take {memory:.2f} GiB{each}, activations come on top"
     )
+    if frozen:
+        say(trained_table(blueprint))
     if config.lr_scheduler != "constant" and config.warmup(steps) >= steps:
         say(f"the rate only rises: the warm-up is {config.warmup(steps):,} steps, and the run {steps:,}")
     say(f"plan: {steps:,} optimizer steps of {loader_words(config)}, {loader.steps_per_epoch(0):,} an epoch")
 
 
-def check_resume(config: TrainingConfig, model: ModelConfig, loader: Loader) -> None:
+def check_resume(config: TrainingConfig, blueprint: Transformer, loader: Loader, start: Start | None) -> None:
     """Say what --resume goes on from; refuse a checkpoint of another model, of other data or past the end."""
     if not config.resume:
         return
@@ -147,11 +154,17 @@ def check_resume(config: TrainingConfig, model: ModelConfig, loader: Loader) -> 
         say(f"{directory} holds no whole checkpoint: nothing to resume, the run starts at step 1")
         return
     tensors = {
-        f"model.{name}": torch.empty(shape, dtype=load_dtype(config.precision), device="meta")
-        for name, shape in parameter_shapes(model).items()
+        f"model.{name}": torch.empty(p.shape, dtype=load_dtype(config.precision), device="meta")
+        for name, p in blueprint.named_parameters()
+        if p.requires_grad
     }
     check_fits(whole[-1], tensors, kinds=("model.",))
     state, steps = read_state(whole[-1]), total_steps(config, loader)
+    if start is not None and state.get("base") != start.fingerprint_for(blueprint):
+        raise UserError(
+            f"{whole[-1]} was trained from another model than {' '.join(start.names)} is now; give that one, "
+            "or start anew with --overwrite"
+        )
     loader.restore(state["data"])
     if state["step"] > steps:
         raise UserError(

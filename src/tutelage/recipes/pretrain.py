@@ -30,7 +30,9 @@ class PretrainConfig(TrainingConfig):
 
     # Model
     tokenizer: Path | None = None  # a directory with tokenizer.json; default: that of ckpt_paths
-    ckpt_paths: tuple[str, ...] = ()  # a model to go on with: an HF directory, a hub id or a .gguf file
+    ckpt_paths: tuple[
+        str, ...
+    ] = ()  # a model to go on with: an HF directory, a hub id or a .gguf file; then adapters, merged into it
     model: str = "stories15M"  # shape of a new model: a name (above) or a config.json; weights are random
     dim: int | None = None  # width; default, as of those below: what the model of that name has
     n_layers: int | None = None  # default: the model's
@@ -77,8 +79,8 @@ class PretrainConfig(TrainingConfig):
             for name in names
             if not right(getattr(self, name))
         ]
-        if len(self.ckpt_paths) > 1:
-            problems.append(f"ckpt_paths names {len(self.ckpt_paths)} models; training goes on with one")
+        if self.lora and not self.ckpt_paths:
+            problems.append("lora adapts a model that exists; give --ckpt_paths")
         defaults = PretrainConfig.__dataclass_fields__
         given = [name for name in _OF_NEW_MODELS if getattr(self, name) != defaults[name].default]
         if self.ckpt_paths and given:
@@ -123,24 +125,22 @@ def run(config: PretrainConfig) -> None:
     """Check everything, draw weights or load them, train, export."""
     import torch
 
-    from tutelage.checkpoint.hf import load_model
     from tutelage.model.transformer import Transformer, initialise_, set_dropout
     from tutelage.objectives.language import NextToken
+    from tutelage.recipes.adapting import adapt, blueprint_of, start_of
     from tutelage.recipes.fitting import building_device, device_of, fit
     from tutelage.recipes.handing_over import hand_over
-    from tutelage.recipes.inference import model_path
     from tutelage.recipes.preparing import check_resume, loaders, plan
     from tutelage.recipes.pretokenized import ShardSettings
     from tutelage.recipes.run_directory import check_place, open_run
     from tutelage.recipes.shaping import existing, new
     from tutelage.recipes.watching import Watch, sampler_of
     from tutelage.text.token_bytes import token_bytes
-    from tutelage.train.precision import load_dtype
 
     device = device_of(config)
     check_place(config)
-    base = model_path(config.ckpt_paths[0]) if config.ckpt_paths else None
-    tokenizer, model_config = existing(base, config.max_seq_len) if base else new(config)
+    start = start_of(config, config.ckpt_paths) if config.ckpt_paths else None
+    tokenizer, model_config = existing(start, config.max_seq_len) if start else new(config)
     training, validation = loaders(
         config,
         tokenizer,
@@ -151,18 +151,19 @@ def run(config: PretrainConfig) -> None:
         shards=ShardSettings(config.train_data_weights, config.shard_packing),
     )
     sampler = sampler_of(config, tokenizer, None, model_config.max_positions)
-    plan(config, model_config, training, device)
-    check_resume(config, model_config, training)
+    blueprint = start.blueprint(config, model_config) if start else blueprint_of(config, model_config)
+    plan(config, blueprint, training, device)
+    check_resume(config, blueprint, training, start)
     if config.dry_run:
         return
     directory = open_run(config, "pretrain")
-    if base:
-        model = load_model(base, dtype=load_dtype(config.precision), device=building_device(device))
-        model.config = model_config  # it may have room for longer rows than it had
+    if start:
+        model = start.load(config, model_config, building_device(device))
     else:
         with building_device(device):
             model = Transformer(model_config)
         initialise_(model, seed=config.seed, std=config.init_std)
+        adapt(model, config)
     set_dropout(
         model,
         embed=config.dropout_embed,
@@ -172,15 +173,16 @@ def run(config: PretrainConfig) -> None:
     )
     objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
     watch = Watch(validation, torch.from_numpy(token_bytes(tokenizer)), sampler)
-    fitted = fit(config, "pretrain", model, objective, training, watch, directory)
+    base = start and start.fingerprint_for(model)
+    fitted = fit(config, "pretrain", model, objective, training, watch, directory, base=base)
     hand_over(
         fitted,
         model,
         model_config,
         directory,
+        config,
         stage="pretrain",
-        base=config.ckpt_paths[0] if config.ckpt_paths else "random weights",
+        start=start,
         tokenizer=tokenizer,
         template=None,
-        precision=config.precision,
     )

@@ -21,6 +21,7 @@ _PARTS = (
     "tensorboard",
     "checkpoints",
     "model",
+    "adapter",
     "report.html",
 )
 

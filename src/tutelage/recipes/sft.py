@@ -19,7 +19,9 @@ from tutelage.recipes.training import TrainingConfig
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SFTConfig(TrainingConfig):
     # Model and text
-    ckpt_paths: tuple[str, ...]  # the model to start from: an HF directory, a hub id or a .gguf file
+    ckpt_paths: tuple[
+        str, ...
+    ]  # the model to start from: an HF directory, a hub id or a .gguf file; then adapters, merged into it
     template_config: str | None = (
         None  # chat template: a built-in name or a YAML file; default: the model's own
     )
@@ -31,30 +33,27 @@ class SFTConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         TrainingConfig.__post_init__(self)
-        if len(self.ckpt_paths) != 1:
-            raise UserError(
-                f"ckpt_paths names {len(self.ckpt_paths)} models, and one is fine-tuned at a time"
-            )
+        if not self.ckpt_paths:
+            raise UserError("ckpt_paths names no model")
 
 
 def run(config: SFTConfig) -> None:
     """Check everything, load, train, export."""
-    from tutelage.checkpoint.hf import load_config, load_model
+    from tutelage.checkpoint.hf import load_config
     from tutelage.objectives.language import NextToken
+    from tutelage.recipes.adapting import start_of
     from tutelage.recipes.fitting import building_device, device_of, fit
     from tutelage.recipes.handing_over import hand_over
-    from tutelage.recipes.inference import model_path
     from tutelage.recipes.preparing import check_model, check_resume, loaders, plan, say, text_of
     from tutelage.recipes.run_directory import check_place, open_run
     from tutelage.recipes.watching import Watch, sampler_of
-    from tutelage.train.precision import load_dtype
 
     device = device_of(config)
     check_place(config)
-    base = model_path(config.ckpt_paths[0])
-    model_config = load_config(base)
-    tokenizer, template = text_of(base, config.template_config)
-    check_model(base, model_config, tokenizer)
+    start = start_of(config, config.ckpt_paths)
+    model_config = load_config(start.base)
+    tokenizer, template = text_of(start.text, config.template_config)
+    check_model(start.base, model_config, tokenizer)
     training, validation = loaders(
         config,
         tokenizer,
@@ -70,25 +69,27 @@ def run(config: SFTConfig) -> None:
         )
         model_config = dataclasses.replace(model_config, max_positions=training.deepest)
     sampler = sampler_of(config, tokenizer, template, model_config.max_positions)
-    plan(config, model_config, training, device)
-    check_resume(config, model_config, training)
+    blueprint = start.blueprint(config, model_config)
+    plan(config, blueprint, training, device)
+    check_resume(config, blueprint, training, start)
     if config.dry_run:
         return
     directory = open_run(config, "sft")
-    model = load_model(base, dtype=load_dtype(config.precision), device=building_device(device))
-    model.config = model_config  # it may have room for longer rows than it had
+    model = start.load(config, model_config, building_device(device))
     objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
     watch = Watch(validation, sampler=sampler)
-    fitted = fit(config, "sft", model, objective, training, watch, directory)
+    fitted = fit(
+        config, "sft", model, objective, training, watch, directory, base=start.fingerprint_for(model)
+    )
     stops = tuple(sorted({*template.stop_ids(tokenizer), *model_config.eos}))
     hand_over(
         fitted,
         model,
         dataclasses.replace(model_config, eos=stops),
         directory,
+        config,
         stage="sft",
-        base=config.ckpt_paths[0],
+        start=start,
         tokenizer=tokenizer,
         template=template,
-        precision=config.precision,
     )

@@ -9,15 +9,16 @@ from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.presets import PRESETS, reshaped
+from tutelage.recipes.adapting import Start
 from tutelage.recipes.preparing import check_model, say
 from tutelage.recipes.pretrain import PretrainConfig
 from tutelage.text.tokenizer import Tokenizer
 
 
-def existing(base: Path, max_seq_len: int) -> tuple[Tokenizer, ModelConfig]:
-    """Those of the model at `base`; trained on longer rows than before, its config will say so."""
-    shape, tokenizer = load_config(base), load_tokenizer(base)
-    check_model(base, shape, tokenizer)
+def existing(start: Start, max_seq_len: int) -> tuple[Tokenizer, ModelConfig]:
+    """Those of the model that training starts from; trained on longer rows, its config will say so."""
+    shape, tokenizer = load_config(start.base), load_tokenizer(start.text)
+    check_model(start.base, shape, tokenizer)
     return tokenizer, replace(shape, max_positions=max(shape.max_positions, max_seq_len))
 
 

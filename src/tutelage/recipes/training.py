@@ -1,5 +1,6 @@
 """The settings that every training stage shares, in the words of the command line."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +37,30 @@ class TrainingConfig:
     train_epochs: int = 1
     train_steps: int = -1  # optimizer steps; above 0 it overrides train_epochs and repeats the data
     train_tokens: int = -1  # the same in tokens, rounded up to whole steps
+
+    # What is trained
+    lora: bool = False  # low-rank adapters on a frozen model: the result is OUT/adapter, a PEFT directory
+    lora_rank: int = 16  # of every adapter's matrices
+    lora_alpha: float | None = None  # adapters count lora_alpha / lora_rank; default: 2 x lora_rank
+    lora_dropout: float = 0.0  # chance of a value that an adapter reads to be left out
+    lora_targets: tuple[str, ...] = ()  # layers by name or pattern; default: every linear layer in blocks
+    lora_embedding: bool = False  # an adapter for the token embedding too
+    lora_head: bool = False  # an adapter for the output head too; tied, it is the embedding's
+    lora_rank_pattern: tuple[str, ...] = ()  # PATTERN=RANK for layers that differ, like q_proj=8
+    lora_alpha_pattern: tuple[str, ...] = ()  # PATTERN=ALPHA, likewise
+    lora_rslora: bool = False  # adapters count lora_alpha / sqrt(lora_rank)
+    lora_dora: bool = False  # DoRA: directions by the adapter, and a magnitude for every output
+    lora_init: Literal["lora", "pissa"] = "lora"  # pissa: begin with the largest singular vectors
+    lora_bias: Literal["none", "lora_only", "all"] = "none"  # biases trained beside, of which layers
+    lora_unfrozen_params: tuple[str, ...] = ()  # patterns of weights' whole names, trained in full beside
+    lora_continue: bool = False  # train the last adapter of ckpt_paths further, instead of one on top of it
+    save_merged: bool = False  # with lora: OUT/model too, the adapter in its weights
+    frozen_layers: int = 0  # without lora: the first so many blocks, and the embeddings, stay as they are
+    train_atten_qv_layers_only: bool = False  # of the other blocks only query and value projections
+    train_parts: Literal["all", "embeddings", "head", "embeddings_head", "blocks"] = "all"  # and no other
+    trained_params: tuple[str, ...] = ()  # patterns of weights' whole names: these and no others
+    frozen_params: tuple[str, ...] = ()  # patterns of weights' whole names that stay as they are
+    force: bool = False  # put an adapter of ckpt_paths on a model that it was not trained on
 
     # Optimizer
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of matrices inside blocks; adamw has the rest
@@ -110,6 +135,7 @@ class TrainingConfig:
             problems.append("resume and overwrite exclude each other")
         if self.warmup_ratio is not None and self.warmup_steps is not None:
             problems.append("warmup_steps and warmup_ratio say the same thing twice; give one of them")
+        problems += self._adapting_problems()
         if self.muon_lr is not None and self.optimizer != "muon":
             problems.append("muon_lr is given, but optimizer is adamw; --optimizer muon uses it")
         for name, kinds in _SCHEDULERS.items():
@@ -120,6 +146,40 @@ class TrainingConfig:
                 )
         if problems:
             raise UserError("\n  ".join(problems))
+
+    def _adapting_problems(self) -> list[str]:
+        """Settings of what is trained that do nothing here, or contradict each other."""
+        defaults = TrainingConfig.__dataclass_fields__
+
+        def given(names: Iterable[str]) -> str:
+            return ", ".join(name for name in names if getattr(self, name) != defaults[name].default)
+
+        of_lora = [name for name in defaults if name.startswith("lora_")] + ["save_merged"]
+        of_all = (
+            "frozen_layers",
+            "train_atten_qv_layers_only",
+            "train_parts",
+            "trained_params",
+            "frozen_params",
+        )
+        of_new = [
+            name for name in of_lora if name not in ("lora_bias", "lora_unfrozen_params", "save_merged")
+        ]
+        of_new.remove("lora_continue")
+        problems = []
+        if not self.lora and (names := given(of_lora)):
+            problems.append(f"{names} without lora; add --lora, or leave it out")
+        if self.lora and (names := given(of_all)):
+            problems.append(f"lora trains adapters and freezes all else; leave out {names}")
+        if self.lora_continue and (names := given(of_new)):
+            problems.append(f"lora_continue trains an adapter as it is; leave out {names}")
+        if self.lora and self.optimizer == "muon":
+            problems.append(
+                "muon moves whole matrices and lora trains factors of them; leave out optimizer muon"
+            )
+        if self.lora_dora and self.lora_init == "pissa":
+            problems.append("lora_dora and lora_init pissa exclude each other")
+        return problems
 
     def warmup(self, steps: int) -> int:
         """Steps of the warm-up in a run of `steps`."""
@@ -143,12 +203,14 @@ _BOUNDS = (
             "max_checkpoints",
             "num_data_workers",
             "sample_tokens",
+            "lora_rank",
         ),
         lambda value: value >= 1,
         "at least 1",
     ),
     (
-        ("sample_temperature", "num_loader_workers", "warmup_steps", "wd", "clip_grad_norm", "lr", "muon_lr"),
+        ("sample_temperature", "num_loader_workers", "warmup_steps", "wd", "clip_grad_norm", "lr", "muon_lr")
+        + ("frozen_layers",),
         lambda value: value is None or value >= 0,
         "0 or more",
     ),
@@ -163,7 +225,8 @@ _BOUNDS = (
         "between 0 and 1",
     ),
     (("max_cut_percent",), lambda value: 0 <= value <= 100, "between 0 and 100"),
-    (("ema_decay",), lambda value: 0 <= value < 1, "from 0 up to, not with, 1"),
+    (("ema_decay", "lora_dropout"), lambda value: 0 <= value < 1, "from 0 up to, not with, 1"),
+    (("lora_alpha",), lambda value: value is None or value > 0, "above 0"),
     (("eps",), lambda value: value > 0, "above 0"),
     (("seed",), lambda value: 0 <= value < 2**63, "0 or more and below 2^63"),
     (("betas",), lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 up to, not with, 1"),

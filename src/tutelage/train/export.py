@@ -1,5 +1,6 @@
 """Write OUT/model, read it back, and compare with the model in memory before calling a run done."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from tutelage import dist
+from tutelage.checkpoint.adapter import attach_, collected, for_tied, same
 from tutelage.checkpoint.hf import load_model, save_model
+from tutelage.checkpoint.peft import read_peft, write_peft
 from tutelage.errors import UserError
 from tutelage.infer.engine import generate
 from tutelage.infer.sampling import Sampling
@@ -36,7 +39,7 @@ class Gate:
 @torch.compiler.set_stance("force_eager")  # a compiled model rounds in other places than the one read back
 def export(
     model: Transformer,
-    weights: Mapping[str, Tensor],
+    trained: Mapping[str, Tensor],
     config: ModelConfig,
     directory: Path,
     *,
@@ -44,37 +47,95 @@ def export(
     probes: list[list[int]],
     new_tokens: int = 32,
 ) -> Gate:
-    """Write `weights` as an HF directory, then reload it and compare logits and greedy text on `probes`.
+    """Write the model, with the `trained` weights in place of its own, as an HF directory; then reload it and
+    compare logits and greedy text on `probes`.
 
     `model` computes in `dtype`. Raises RuntimeError, the files left for inspection, if they do not agree.
     """
-    model.eval()
     probes = [probe[: config.max_positions - 1] for probe in probes]  # there is room for an answer
-    live = [_logits(model, probe) for probe in probes]
-    if not all(logits.isfinite().all() for logits in live):
-        raise UserError(
-            f"the trained model gives logits that are no numbers, so {directory} was not written; "
-            "lower --lr or raise --warmup_steps and start anew with --overwrite"
-        )
     stop = set(config.eos)  # for both: fine-tuning may have given the files more of them
-    live_text = _greedy(model, probes, new_tokens, stop)
+    live = _answers(model, probes, new_tokens, stop, directory)
     reshard(model)
-    weights = whole(weights)
+    weights = whole({**dict(model.named_parameters()), **trained})
 
     def write_and_compare() -> Gate:
         save_model(weights, config, directory, dtype=dtype)
-        reloaded = load_model(directory, dtype=dtype, device=live[0].device)
+        reloaded = load_model(directory, dtype=dtype, device=live.logits[0].device)
         reloaded.attention_impl = model.attention_impl
-        reloaded.eval()
-        worst = [
-            (logits - _logits(reloaded, probe)).abs().max()
-            for logits, probe in zip(live, probes, strict=True)
-        ]
-        error = float(torch.stack(worst).max())  # NaN if any is; Python's max would lose it
-        equal = _greedy(reloaded, probes, new_tokens, stop) == live_text
-        return Gate(error, equal, sum(map(len, probes)))
+        return _compare(live, _answers(reloaded, probes, new_tokens, stop, directory))
 
-    gate = dist.by_rank_zero(write_and_compare)
+    return _passed(dist.by_rank_zero(write_and_compare), directory)
+
+
+@torch.compiler.set_stance("force_eager")
+def export_adapter(
+    model: Transformer,
+    trained: Mapping[str, Tensor],
+    directory: Path,
+    *,
+    base: str,
+    fingerprint: str,
+    rslora: bool,
+    probes: list[list[int]],
+    new_tokens: int = 32,
+) -> Gate:
+    """Write the model's adapter, of the `trained` values, as a PEFT directory; then read it back, put it on
+    the model in the other's place, and compare.
+
+    Several processes, and PiSSA, whose base is not the model's any more, compare the tensors only.
+    """
+    probes = [probe[: model.config.max_positions - 1] for probe in probes]
+    stop = set(model.config.eos)
+    live = _answers(model, probes, new_tokens, stop, directory)
+    reshard(model)
+    values = whole(trained)
+
+    def write_and_compare() -> Gate:
+        stored = collected(model, values, rslora=rslora)
+        write_peft(
+            stored, directory, config=model.config, base=base, fingerprint=fingerprint, dtype=torch.float32
+        )
+        read = read_peft(directory)
+        if not same(stored, for_tied(read) if model.config.tied else read):
+            return Gate(math.nan, False, 0)
+        if dist.world_size() > 1 or any(".initial_" in name for name in trained):
+            return _compare(live, live)
+        dtype = model.head_weight.dtype
+        attach_(model, read, "read back")
+        for name, parameter in model.named_parameters():
+            if name.endswith(".read back"):
+                parameter.data = parameter.data.to(dtype)
+        return _compare(live, _answers(model, probes, new_tokens, stop, directory))
+
+    return _passed(dist.by_rank_zero(write_and_compare), directory)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    logits: list[Tensor]  # of every probe
+    text: list[list[int]]  # greedy, after every probe
+
+
+def _answers(
+    model: Transformer, probes: list[list[int]], new_tokens: int, stop: set[int], directory: Path
+) -> _Answers:
+    model.eval()
+    logits = [_logits(model, probe) for probe in probes]
+    if not all(each.isfinite().all() for each in logits):
+        raise UserError(
+            f"the trained model gives logits that are no numbers, so do not use what is in {directory}; "
+            "lower --lr or raise --warmup_steps and start anew with --overwrite"
+        )
+    return _Answers(logits, _greedy(model, probes, new_tokens, stop))
+
+
+def _compare(live: _Answers, found: _Answers) -> Gate:
+    worst = [(a - b).abs().max() for a, b in zip(live.logits, found.logits, strict=True)]
+    error = float(torch.stack(worst).max())  # NaN if any is; Python's max would lose it
+    return Gate(error, found.text == live.text, sum(each.shape[1] for each in live.logits))
+
+
+def _passed(gate: Gate, directory: Path) -> Gate:
     if not gate.passed:
         raise RuntimeError(
             f"{directory} does not reproduce the model that was trained: logits differ by "
@@ -85,12 +146,22 @@ def export(
 
 
 def model_card(
-    *, title: str, stage: str, base: str, facts: Mapping[str, Any], gate: Gate, template: str
+    *,
+    title: str,
+    stage: str,
+    base: str,
+    facts: Mapping[str, Any],
+    gate: Gate,
+    template: str,
+    adapter_of: str | None = None,
 ) -> str:
-    """The README.md of an exported model: where it comes from, its numbers, and how exact the files are."""
+    """The README.md of an exported model, or of an adapter of a base model: where it comes from, its numbers,
+    and how exact the files are.
+    """
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    library = f"peft\nbase_model: {adapter_of}" if adapter_of else "transformers"
     return (
-        f"---\nlibrary_name: transformers\ntags: [tutelage, {stage}]\n---\n\n# {title}\n\n"
+        f"---\nlibrary_name: {library}\ntags: [tutelage, {stage}]\n---\n\n# {title}\n\n"
         f"Trained with `tutelage {stage}` from {base}. Chat template: {template}.\n\n"
         f"| | |\n|---|---|\n{rows}\n\n"
         "## Are these files the model that was trained?\n\n"

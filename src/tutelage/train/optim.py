@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
+from tutelage.errors import UserError
 from tutelage.train.trainer import Schedule
 
 
@@ -47,6 +48,11 @@ class MuonAdamW(Optimizer):
     ):
         inside = {name: p for name, p in parameters.items() if p.requires_grad and _inside(name, p)}
         others = {name: p for name, p in parameters.items() if name not in inside}
+        if not inside or not others:
+            raise UserError(
+                "optimizer muon trains matrices inside blocks and leaves all else to adamw, and one of the "
+                "two has nothing to train; give --optimizer adamw"
+            )
         rate = lr if muon_lr is None else muon_lr
         self._adamw = adamw(others, lr=lr, betas=betas, eps=eps, wd=wd)
         self._muon = Muon(list(inside.values()), lr=rate, weight_decay=wd, adjust_lr_fn="match_rms_adamw")

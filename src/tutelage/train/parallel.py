@@ -10,7 +10,6 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from tutelage import dist
-from tutelage.errors import UserError
 from tutelage.model.transformer import Transformer
 from tutelage.train.precision import Precision, compute_dtype
 
@@ -21,10 +20,9 @@ def shard(model: Transformer, precision: Precision, device: torch.device) -> dic
     Gradients are summed over processes in float32, never averaged: the Trainer divides once.
     (bf16_pure has no masters: shards are bfloat16.)
     """
-    if not all(p.requires_grad for p in model.parameters()):
-        raise UserError("several processes cannot train a model of which parts are frozen yet; use one")
-    if precision == "bf16_pure":
-        model.bfloat16()
+    for parameter in model.parameters():
+        if precision == "bf16_pure" or not parameter.requires_grad:  # what is frozen has no master
+            parameter.data = parameter.data.to(compute_dtype(precision))
     # Without a mesh FSDP2 takes the machine's accelerator, whatever the run is to use.
     mesh = init_device_mesh(device.type, (dist.world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype(precision), reduce_dtype=torch.float32)
@@ -35,7 +33,7 @@ def shard(model: Transformer, precision: Precision, device: torch.device) -> dic
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
-    return dict(model.named_parameters())
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def reshard(model: nn.Module) -> None:

@@ -6,12 +6,12 @@ from the code; only what a GPU does otherwise than a CPU is put in their place (
 B rows   T positions   H query heads   K kv heads   C head dim
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tutelage.data.batch import Batch
@@ -42,7 +42,7 @@ class Assembled(Protocol):
     """A trainer of a model, and what it trains."""
 
     trainer: Trainer
-    weights: dict[str, nn.Parameter]
+    weights: Mapping[str, Tensor]
     average: Any
 
     def follow(self) -> None: ...
@@ -113,7 +113,7 @@ class _Phases:
         with self._ledger.during("logits"):
             return self._objective(model, batch)
 
-    def watch(self, model: Transformer, weights: dict[str, nn.Parameter], trainer: Trainer) -> None:
+    def watch(self, model: Transformer, weights: Mapping[str, Tensor], trainer: Trainer) -> None:
         """Tell forward pass from loss, and gradients from what is freed again."""
         ledger = self._ledger
 
@@ -127,7 +127,7 @@ class _Phases:
         model.register_forward_hook(end)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                master = weights[name]
+                master = weights.get(name, parameter)
 
                 def formed(p: Tensor, master: Tensor = master) -> None:
                     ledger.name(iter([g for g in (p.grad, master.grad) if g is not None]), "gradients")

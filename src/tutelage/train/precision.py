@@ -1,5 +1,6 @@
 """float32 masters under a model that computes in bfloat16: on one device what FSDP2 does on many."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -20,29 +21,19 @@ def compute_dtype(precision: Precision) -> torch.dtype:
     return _DTYPES.get(precision, torch.bfloat16)
 
 
-def stored_dtype(precision: Precision) -> torch.dtype:
-    """In which dtype the result is stored: the one the model computes in."""
-    return compute_dtype(precision)
-
-
 def masters(model: nn.Module, precision: Precision) -> dict[str, nn.Parameter]:
-    """Put the model into its compute dtype and return what the optimizer trains, by name.
+    """Put the model's parameters into the compute dtype and return what the optimizer trains, by name.
 
     fp32 and bf16_pure train the model's own parameters. bf16 and fp16 train float32 copies: a gradient moves
-    to its master as soon as the backward pass has formed it, so micro-batches add up in float32.
+    to its master as soon as the backward pass has formed it, so micro-batches add up in float32. What is
+    frozen has neither.
     """
     copies, dtype = {}, compute_dtype(precision)
-    if precision in ("fp32", "bf16_pure"):
-        for parameter in model.parameters():
-            if (
-                parameter.is_floating_point()
-            ):  # what is quantized stays; not model.to, which a plan cannot run
-                parameter.data = parameter.data.to(dtype)
-        return dict(model.named_parameters())
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad or precision in ("fp32", "bf16_pure"):
             parameter.data = parameter.data.to(dtype)
-            copies[name] = parameter
+            if parameter.requires_grad:
+                copies[name] = parameter
             continue
         master = nn.Parameter(parameter.detach().float())
         parameter.data = parameter.data.to(dtype)
@@ -51,9 +42,10 @@ def masters(model: nn.Module, precision: Precision) -> dict[str, nn.Parameter]:
     return copies
 
 
-def follow(model: nn.Module, masters: dict[str, nn.Parameter], optimizer: Optimizer) -> None:
+def follow(model: nn.Module, masters: Mapping[str, Tensor], optimizer: Optimizer) -> None:
     """After each optimizer step, and at once, round the masters into the model."""
-    pairs = [(p, masters[name]) for name, p in model.named_parameters() if masters[name] is not p]
+    pairs = [(p, masters.get(name, p)) for name, p in model.named_parameters()]
+    pairs = [(p, master) for p, master in pairs if master is not p]
     if not pairs:
         return
 

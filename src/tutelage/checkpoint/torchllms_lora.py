@@ -1,0 +1,118 @@
+"""Adapters as torchllms keeps them: lora_args.json beside a .pth that holds only what was trained.
+
+Names are Meta's, and so is the order of rows in the projections of queries and keys.
+"""
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tutelage.checkpoint.adapter import LowRank, StoredAdapter
+from tutelage.checkpoint.llama2c import META_NAMES
+from tutelage.checkpoint.rotary import halves_to_pairs, pairs_to_halves
+from tutelage.errors import UserError
+from tutelage.model.config import ModelConfig
+
+ARGS = "lora_args.json"
+_OURS_TO_META = {ours: meta for meta, ours in META_NAMES.items()}
+_ROLES = "role_embeddings"
+
+
+def read_torchllms(path: Path, config: ModelConfig) -> StoredAdapter:
+    """The adapter in a .pth beside whose name lora_args.json lies; `config` is the base model's."""
+    values = json.loads((path.parent / ARGS).read_text(encoding="utf-8"))
+    missing = [key for key in ("lora_rank", "lora_alpha") if key not in values]
+    if missing:
+        raise UserError(f"{path.parent / ARGS} has no {', '.join(missing)}")
+    rank, scale = values["lora_rank"], values["lora_alpha"] / values["lora_rank"]
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        raise UserError(f"{path} is damaged, or holds more than tensors, which is never loaded") from error
+    parts: dict[str, dict[str, Tensor]] = {}
+    full: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        layer, _, last = key.rpartition(".")
+        ours = _from_meta(layer, path)
+        if last in ("lora_A", "lora_B"):
+            parts.setdefault(ours, {})[last] = tensor
+        else:
+            full[f"{ours}.{last}"] = _turned(ours, tensor, config, pairs_to_halves)
+    layers = {}
+    for layer, found in parts.items():
+        if set(found) != {"lora_A", "lora_B"}:
+            raise UserError(f"{path}: {layer} has only {', '.join(found)} of lora_A and lora_B")
+        a, b = found["lora_A"], found["lora_B"]
+        if _is_embedding(layer):  # there A is (vocabulary, rank) and B (rank, dim)
+            a, b = b, a
+        if (len(a), b.shape[1]) != (rank, rank):
+            raise UserError(f"{path}: {layer} has rank {len(a)}, {ARGS} says {rank}")
+        layers[layer] = LowRank(a, _turned(layer, b, config, pairs_to_halves), scale)
+    return StoredAdapter(str(path), layers, full, dropout=float(values.get("lora_dropout", 0.0)))
+
+
+def write_torchllms(stored: StoredAdapter, path: Path, config: ModelConfig) -> None:
+    """Write the adapter to `path`, a .pth, with lora_args.json beside it; one rank and scale, and no DoRA."""
+    ranks = {len(low.a) for low in stored.layers.values()}
+    scales = {low.scale for low in stored.layers.values()}
+    if (
+        len(ranks) != 1
+        or len(scales) != 1
+        or any(low.magnitude is not None for low in stored.layers.values())
+    ):
+        raise UserError(f"{stored.where}: torchllms knows one rank and one alpha for all layers, and no DoRA")
+    (rank,), (scale,) = ranks, scales
+    state = {}
+    for layer, low in stored.layers.items():
+        a, b = low.a, _turned(layer, low.b, config, halves_to_pairs)
+        if _is_embedding(layer):
+            a, b = b, a
+        state |= {f"{_to_meta(layer)}.lora_A": a.contiguous(), f"{_to_meta(layer)}.lora_B": b.contiguous()}
+        if config.tied and layer == "model.embed_tokens":  # the head is the same matrix, and nothing says so
+            state |= {"output.lora_A": low.a.contiguous(), "output.lora_B": low.b.contiguous()}
+    for name, value in stored.full.items():
+        layer, _, last = name.rpartition(".")
+        state[f"{_to_meta(layer)}.{last}"] = _turned(layer, value, config, halves_to_pairs).contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, path)
+    values = {
+        "lora_rank": rank,
+        "lora_alpha": scale * rank,
+        "lora_dropout": stored.dropout,
+        "lora_embedding": "model.embed_tokens" in stored.layers,
+    }
+    (path.parent / ARGS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _turned(layer: str, tensor: Tensor, config: ModelConfig, order) -> Tensor:
+    """Rows of query and key projections, and values of their biases, in the other order."""
+    if not layer.endswith((".q_proj", ".k_proj")):
+        return tensor
+    if tensor.ndim == 1:
+        return order(tensor[:, None], config.head_dim)[:, 0]
+    return order(tensor, config.head_dim)
+
+
+def _is_embedding(layer: str) -> bool:
+    return layer.endswith(("embed_tokens", _ROLES))
+
+
+def _from_meta(layer: str, path: Path) -> str:
+    block = re.fullmatch(r"layers\.(\d+)\.(.+)", layer)
+    name = block[2] if block else layer
+    if name == _ROLES:
+        return f"model.{_ROLES}"
+    if name not in META_NAMES:
+        raise UserError(f"{path} holds {layer}, which is no part of a Llama")
+    return f"model.layers.{block[1]}.{META_NAMES[name]}" if block else META_NAMES[name]
+
+
+def _to_meta(layer: str) -> str:
+    block = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", layer)
+    if block:
+        return f"layers.{block[1]}.{_OURS_TO_META[block[2]]}"
+    return _ROLES if layer == f"model.{_ROLES}" else _OURS_TO_META[layer]

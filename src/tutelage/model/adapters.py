@@ -1,0 +1,253 @@
+"""Surgery with adapters on a finished model: add them, switch between them, merge them.
+
+`add_lora_` changes the class of chosen layers in place and leaves their parameters, and so the names that
+files have, alone.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.errors import UserError
+from tutelage.model.lora import Kind, LoRAEmbedding, LoRALayer, LoRALinear
+from tutelage.model.transformer import Transformer
+
+DEFAULT = "default"  # the adapter that training makes, as PEFT calls it
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoRASettings:
+    """Which layers get an adapter, and of what kind."""
+
+    rank: int = 16
+    alpha: float = 32.0  # scale = alpha / rank
+    dropout: float = 0.0  # of what the low-rank path reads, in training
+    rslora: bool = False  # scale = alpha / sqrt(rank), https://arxiv.org/abs/2312.03732
+    dora: bool = False  # direction and magnitude apart, https://arxiv.org/abs/2402.09353
+    init: Literal["lora", "pissa"] = "lora"  # pissa: principal components, https://arxiv.org/abs/2404.02948
+    targets: tuple[str, ...] = ()  # patterns of layers' names; none: every linear layer inside blocks
+    embedding: bool = False  # the token embedding too, and of a tied model so the head
+    head: bool = False
+    ranks: tuple[tuple[str, int], ...] = ()  # (pattern, rank): the first that fits a layer's name holds
+    alphas: tuple[tuple[str, float], ...] = ()
+
+    def rank_of(self, layer: str) -> int:
+        """The rank of a layer's adapter."""
+        return next((rank for pattern, rank in self.ranks if fits(pattern, layer)), self.rank)
+
+    def scale_of(self, layer: str) -> float:
+        """What B A is multiplied by."""
+        alpha = next((alpha for pattern, alpha in self.alphas if fits(pattern, layer)), self.alpha)
+        rank = self.rank_of(layer)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def fits(pattern: str, name: str) -> bool:
+    """Whether a pattern, a regular expression, is all of a dotted name or its last parts; so does PEFT."""
+    return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
+
+
+_ADAPTED: dict[type, type] = {nn.Linear: LoRALinear, nn.Embedding: LoRAEmbedding}
+
+
+def targets_of(model: Transformer, settings: LoRASettings, *, without: Iterable[str] = ()) -> list[str]:
+    """The names of the layers that get an adapter, in the model's order."""
+    layers = {name: m for name, m in model.named_modules() if _adaptable(m)}
+    chosen = set()
+    for pattern in settings.targets:
+        found = {name for name in layers if fits(pattern, name)}
+        if not found:
+            raise UserError(
+                f"lora_targets: no linear layer or embedding is named {pattern}; the model has "
+                + ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers}))
+            )
+        chosen |= found
+    if not settings.targets:
+        chosen = {name for name in layers if name.startswith("model.layers.")}
+    if settings.embedding:
+        chosen.add(EMBEDDING)
+    if settings.head:
+        chosen.add(HEAD if HEAD in layers else EMBEDDING)  # tied, they are one matrix
+    chosen -= set(without)
+    if not chosen:
+        raise UserError("no layer is left for an adapter; leave out --lora, or lora_unfrozen_params")
+    return [name for name in layers if name in chosen]
+
+
+def _adaptable(module: nn.Module) -> bool:
+    return isinstance(module, LoRALayer) or type(module) in _ADAPTED
+
+
+def add_lora_(
+    model: Transformer,
+    settings: LoRASettings,
+    *,
+    seed: int = 0,
+    name: str = DEFAULT,
+    without: Iterable[str] = (),
+) -> Transformer:
+    """Give the model one more adapter, make it the active one, and freeze everything but it.
+
+    B starts at zero, so nothing changes yet; A is drawn from `seed`, U(±1/sqrt(in)), of embeddings N(0, 1).
+    PiSSA begins with the largest singular vectors instead; `settle_` takes them out of the weight. Layers
+    `without` get none, because they are trained in full.
+    """
+    model.requires_grad_(False)
+    for number, layer in enumerate(targets_of(model, settings, without=without)):
+        module = model.get_submodule(layer)
+        adapt_(module)
+        assert isinstance(module, LoRALayer)
+        if name in module.kinds:
+            raise ValueError(f"{layer} has an adapter named {name} already")
+        if isinstance(module, nn.Embedding) and (settings.dora or settings.init == "pissa"):
+            raise UserError("DoRA and PiSSA are for linear layers, and the embedding is to have an adapter")
+        module.kinds[name] = Kind(settings.scale_of(layer), settings.dropout)
+        _initialise(module, settings, name, settings.rank_of(layer), seed + number)
+    use_adapter(model, name)
+    return model
+
+
+def adapt_(module: nn.Module) -> None:
+    """Make a layer one that can have adapters."""
+    if isinstance(module, LoRALayer):
+        return
+    module.__class__ = _ADAPTED[type(module)]
+    assert isinstance(module, LoRALayer)
+    for part in ("lora_A", "lora_B", "lora_magnitude", "initial_A", "initial_B"):
+        setattr(module, part, nn.ParameterDict())
+    module.kinds, module.active = {}, None
+
+
+@torch.no_grad()
+def _initialise(module: LoRALayer, settings: LoRASettings, name: str, rank: int, seed: int) -> None:
+    weight = module.base_weight()
+    n_out, n_in = weight.shape
+    if rank > min(n_out, n_in):
+        raise UserError(f"lora_rank {rank} is more than a layer of {n_out} x {n_in} has")
+    a, b = (
+        weight.new_empty(rank, n_in, dtype=torch.float32),
+        weight.new_zeros(n_out, rank, dtype=torch.float32),
+    )
+    if not weight.is_meta:
+        if settings.init == "pissa":
+            a, b = _principal(weight, rank, module.kinds[name].scale)
+        else:
+            draw = torch.Generator().manual_seed(seed)
+            if isinstance(module, nn.Embedding):
+                a.copy_(torch.randn(rank, n_in, generator=draw))
+            else:
+                bound = 1 / math.sqrt(n_in)  # kaiming_uniform_(a=sqrt(5))
+                a.copy_(torch.rand(rank, n_in, generator=draw) * 2 * bound - bound)
+    module.lora_A[name], module.lora_B[name] = nn.Parameter(a), nn.Parameter(b)
+    if settings.init == "pissa":
+        module.initial_A[name] = nn.Parameter(a.clone(), requires_grad=False)
+        module.initial_B[name] = nn.Parameter(b.clone(), requires_grad=False)
+    if settings.dora:
+        module.lora_magnitude[name] = nn.Parameter(torch.linalg.vector_norm(weight.float(), dim=1))
+
+
+def _principal(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+    """A and B whose product, times `scale`, is the best approximation of the weight of this rank."""
+    u, s, vh = torch.linalg.svd(weight.float(), full_matrices=False)
+    root = (s[:rank] / scale).sqrt()
+    return root[:, None] * vh[:rank], u[:, :rank] * root
+
+
+@torch.no_grad()
+def settle_(model: Transformer) -> None:
+    """Take PiSSA's initial components out of the weights: what is left and the adapter give the base model.
+
+    Once, when the adapter is as it was drawn or as a checkpoint has it, so that both leave the same weights.
+    """
+    for layer in _layers(model):
+        for name in layer.initial_A:
+            taken = layer.initial_B[name].float() @ layer.initial_A[name].float()
+            layer.weight.copy_(
+                (layer.weight.float() - layer.kinds[name].scale * taken).to(layer.weight.dtype)
+            )
+
+
+def use_adapter(model: nn.Module, name: str | None) -> None:
+    """Make an adapter the active one of the whole model and the only one that learns; None: the base."""
+    for layer in _layers(model):
+        layer.active = name
+        for part in layer.low_rank():
+            for key, parameter in part.items():
+                parameter.requires_grad_(key == name)
+
+
+@contextmanager
+def adapter(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Inside, the model has this adapter (None: none, which is the base model); no weight moves."""
+    layers = _layers(model)
+    before = [layer.active for layer in layers]
+    for layer in layers:
+        layer.active = name
+    try:
+        yield
+    finally:
+        for layer, active in zip(layers, before, strict=True):
+            layer.active = active
+
+
+def trained_beside(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of what is trained in full beside the adapters, for `without_adapters` when it has changed."""
+    inside = {id(p) for layer in _layers(model) for part in layer.low_rank() for p in part.values()}
+    return {
+        name: p.detach().clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad and id(p) not in inside
+    }
+
+
+@contextmanager
+def without_adapters(model: nn.Module, beside: dict[str, Tensor] | None = None) -> Iterator[None]:
+    """Inside, the model is the one that training began with: the reference of preference losses.
+
+    What is trained in full has its first values inside: those of `beside`, from `trained_beside`.
+    """
+    parameters = dict(model.named_parameters())
+    now = trained_beside(model)
+    assert set(now) <= set(beside or {}), (
+        "weights are trained beside the adapter, and nobody kept their first"
+    )
+    try:
+        with adapter(model, None), torch.no_grad():
+            for name in now:
+                parameters[name].copy_((beside or {})[name])
+            yield
+    finally:
+        with torch.no_grad():
+            for name, value in now.items():
+                parameters[name].copy_(value)
+
+
+@torch.no_grad()
+def merge_(model: Transformer, name: str | None = DEFAULT) -> Transformer:
+    """Put an adapter into the weights and take all adapters away; sums in float32, then rounded once.
+
+    Exact in float32. Of a quantized layer the result is in the dtype it dequantizes to: see `dequantize_`.
+    """
+    with adapter(model, name):
+        for layer in _layers(model):
+            layer.weight.copy_(layer.effective_weight(torch.float32).to(layer.weight.dtype))
+            strip_(layer)
+    return model
+
+
+def strip_(layer: LoRALayer) -> None:
+    """Make an adapted layer one without adapters again, its weight as it is."""
+    for part in ("lora_A", "lora_B", "lora_magnitude", "initial_A", "initial_B", "kinds", "active"):
+        delattr(layer, part)
+    layer.__class__ = next(plain for plain, adapted in _ADAPTED.items() if type(layer) is adapted)
+
+
+def _layers(model: nn.Module) -> list[LoRALayer]:
+    return [module for module in model.modules() if isinstance(module, LoRALayer)]

@@ -1,0 +1,104 @@
+"""What ckpt_paths name: a model, then adapters on it, each a path, a hub id or a run's directory."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tutelage.checkpoint.hf import is_adapter, load_config
+from tutelage.checkpoint.hub import local_path
+from tutelage.errors import UserError
+from tutelage.model.config import ModelConfig
+
+NOTE = "tutelage.json"  # beside an adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A model and the adapters that belong on it, in their order."""
+
+    base: Path
+    adapters: tuple[Path, ...] = ()
+
+    @property
+    def text(self) -> Path:
+        """Where the tokenizer and its template lie: with the last adapter that has them, else the model."""
+        having = [path for path in self.adapters if (path / "tokenizer.json").exists()]
+        return having[-1] if having else self.base
+
+
+def chain_of(ckpt_paths: Sequence[str]) -> Chain:
+    """The model and adapters of these names; an adapter alone brings the model it was trained on."""
+    paths = [_resolved(name, first=number == 0) for number, name in enumerate(ckpt_paths)]
+    if is_adapter(paths[0]):
+        known = _trained_on(paths[0])
+        return Chain(known.base, (*known.adapters, *paths))
+    for name, path in zip(ckpt_paths[1:], paths[1:], strict=True):
+        if not is_adapter(path):
+            raise UserError(
+                f"ckpt_paths names {ckpt_paths[0]} and {name}, two models; after the first one only adapters "
+                "may follow"
+            )
+    return Chain(paths[0], tuple(paths[1:]))
+
+
+def model_path(name: str) -> Path:
+    """Where the model called `name` lies; of a run's directory, its result."""
+    chain = chain_of([name])
+    if chain.adapters:
+        raise UserError(f"{name} is an adapter, and a model is wanted; `tutelage merge` makes one of it")
+    return chain.base
+
+
+def shape_of(chain: Chain) -> ModelConfig:
+    """The model's, with the end tokens and the room that its last adapter was trained with."""
+    shape, note = load_config(chain.base), _note(chain.adapters[-1]) if chain.adapters else {}
+    eos, room = note.get("eos", shape.eos), note.get("max_positions", shape.max_positions)
+    return replace(shape, eos=tuple(eos), max_positions=room)
+
+
+def note_chain(adapter: Path, before: Sequence[Path], shape: ModelConfig) -> None:
+    """Note with an adapter what no file of PEFT's says: which others its base model has in it, and what the
+    config of a merged model should say.
+    """
+    values = {
+        "adapters": [str(path.resolve()) for path in before],
+        "eos": list(shape.eos),
+        "max_positions": shape.max_positions,
+    }
+    (adapter / NOTE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _note(adapter: Path) -> dict[str, Any]:
+    path = adapter / NOTE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _resolved(name: str, *, first: bool) -> Path:
+    """The model or adapter itself, where `name` may be a run's directory, which holds its result."""
+    path = local_path(name)
+    model, adapter = path / "model", path / "adapter"
+    results = [model] if (model / "config.json").exists() else []
+    if is_adapter(adapter):
+        results.insert(len(results) if first else 0, adapter)
+    if results:
+        return results[0]
+    if path.is_dir() and (path / "checkpoints").is_dir() and not (path / "config.json").exists():
+        raise UserError(f"{path} is a run without a result; end it with the same command and --resume")
+    return path
+
+
+def _trained_on(adapter: Path) -> Chain:
+    """The model, and adapters before this one, that an adapter's files name."""
+    hint = f"give the model first: --ckpt_paths MODEL {adapter}"
+    if not (adapter / "adapter_config.json").exists():
+        raise UserError(f"{adapter} is an adapter that does not say what it was trained on; {hint}")
+    values = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    base = values.get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{adapter} is an adapter that does not say what it was trained on; {hint}")
+    try:
+        return chain_of([base, *_note(adapter).get("adapters", [])])
+    except UserError as error:
+        raise UserError(f"{adapter} was trained on {base}, which is not there ({error}); {hint}") from error

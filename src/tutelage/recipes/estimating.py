@@ -27,7 +27,8 @@ from tutelage.train.plan import Estimate, estimate, sharded
 from tutelage.train.precision import compute_dtype, load_dtype
 
 PlanConfig = PlanSFTConfig | PlanPretrainConfig
-SPARE = 0.06  # of the device's memory: what is not counted (its context, gaps between tensors) has to fit too
+SPARE = 0.06  # of a GPU's memory: what is not counted (its context, gaps between tensors) has to fit too
+KEPT = 1.7  # on CPU, where malloc keeps what is freed: the most that a run took, as a multiple of its tensors
 _MFU, _MFU_CPU = (
     0.35,
     0.5,
@@ -49,8 +50,9 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak leaves the device room to spare."""
-        return self.estimate.peak / 2**30 <= self.device.memory * (1 - SPARE)
+        """Whether the peak leaves the device room for what is not counted."""
+        times = 1 / (1 - SPARE) if self.device.gpu else KEPT
+        return self.estimate.peak * times <= self.device.memory * 2**30
 
 
 def shape_of(config: PlanConfig) -> ModelConfig:
@@ -188,6 +190,9 @@ def batch_of(config: PlanConfig) -> tuple[Batch, float]:
 def _notes(config: PlanConfig, device: Device) -> Iterator[str]:
     if device.gpu:
         yield "attention keeps no scores (FlexAttention): its output and a normaliser a position and head"
+        yield f"{SPARE:.0%} of the device are left to its driver and to gaps between tensors"
+    else:
+        yield f"the process may take up to {KEPT} times as much: freed memory is kept, in pieces, for speed"
     if config.compile:
         yield "blocks as they are uncompiled; compiled ones keep less, not more"
     if config.processes > 1:

@@ -94,10 +94,7 @@ def closing(plan: Plan, others: Sequence[tuple[Mapping[str, Any], Plan]]) -> str
     """Whether it fits, what would, and what was assumed."""
     lines = [f"assumed: {note}" for note in plan.notes]
     words = "fits" if plan.fits else "does not fit"
-    lines.append(
-        f"{words} on {plan.device.name}: {gib(plan.estimate.peak)} of {plan.device.memory:.1f} GiB; "
-        "6 % are left to the driver and to gaps between tensors"
-    )
+    lines.append(f"{words} on {plan.device.name}: {gib(plan.estimate.peak)} of {plan.device.memory:.1f} GiB")
     for change, other in others:
         flags = " ".join(f"--{name} {value}" for name, value in change.items())
         time = "" if other.seconds is None else f", {other.seconds:,.2f} s a step"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tutelage.data.batch import Batch
@@ -20,6 +20,7 @@ from tutelage.model.planned import planned
 from tutelage.model.transformer import Transformer
 from tutelage.objectives.base import Loss, Objective
 from tutelage.train.ledger import Ledger
+from tutelage.train.optim import by_muon
 from tutelage.train.precision import Precision, compute_dtype
 from tutelage.train.trainer import Trainer
 
@@ -34,6 +35,7 @@ PARTS = (
     "logits",
     "recomputed",
     "temporary",
+    "step",
 )
 _MICRO_BATCHES = 2  # that are run, at most: the second finds the gradients of the first
 
@@ -200,8 +202,24 @@ def sharded(found: Estimate, shape: ModelConfig, precision: Precision, processes
     parts["weights"] = (rest + 2 * block) * size
     parts["masters"] = found.parameters * stored // processes
     parts["gradients"] = found.parameters * stored // processes + 2 * block * (size + 4)  # summed in float32
-    for name in ("optimizer", "averages"):
+    for name in ("optimizer", "averages", "step"):
         if name in parts:
             parts[name] //= processes
     resting = {name: parts[name] for name in ("masters", "optimizer", "averages") if name in parts}
     return replace(found, parts=parts, peak=sum(parts.values()), resting=resting)
+
+
+def standing(model: nn.Module, precision: Precision, *, muon: bool, averaged: bool) -> dict[str, int]:
+    """Bytes of what a step has whatever its batch: a plan's numbers by arithmetic."""
+    size = compute_dtype(precision).itemsize
+    stored = size if precision == "bf16_pure" else 4  # bytes of a number that the optimizer trains
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    count = sum(p.numel() for _, p in trained)
+    moments = sum(p.numel() * (1 if muon and by_muon(name, p) else 2) for name, p in trained)
+    return {
+        "weights": sum(p.numel() for p in model.parameters()) * size,
+        "masters": count * stored if precision in ("bf16", "fp16") else 0,
+        "gradients": count * stored,
+        "optimizer": moments * stored,
+        "averages": 4 * count * averaged,
+    }

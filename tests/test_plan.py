@@ -29,7 +29,7 @@ def plan(flags: str, device: Device = GPU, size: str = SIZE):
 
 
 def test_views_are_counted_once_and_what_is_freed_no_more():
-    """x 4,000 bytes, y 4,000, a view of y none; y freed, z 8,000: peak 12,000 with z, x 4,000 left at last."""
+    """x 4,000 bytes, y 4,000, a view none; then z, 8,000, without y: a peak of 12,000; at last x."""
     fake = FakeTensorMode()
     ledger = Ledger(fake, earnest=False)
     with fake, ledger:
@@ -114,9 +114,9 @@ def test_recomputation_keeps_one_input_a_block():
 
 
 def test_attention_on_a_gpu_keeps_no_scores():
-    """The same tokens in rows eight times as long take the same memory but for the mask, a bit a pair."""
+    """The same tokens in rows eight times as long take the same memory."""
     short, long = (
-        plan(f"--max_seq_len {n} --micro_batch_size_per_gpu {4096 // n}", size="").estimate
+        plan(f"--n_layers 20 --max_seq_len {n} --micro_batch_size_per_gpu {4096 // n}", size="").estimate
         for n in (256, 2048)
     )
     assert long.parts["activations"] == pytest.approx(short.parts["activations"], rel=0.01)
@@ -146,7 +146,7 @@ def test_adapters_alone_are_trained():
     layer = 16 * (2048 + 2048 + 2 * (2048 + 512) + 2048 + 2048 + 3 * (2048 + 8192))
     assert found.trained == 16 * layer
     base = found.parameters - found.trained
-    assert found.resting["weights"] == 2 * found.parameters
+    assert found.resting["weights"] == 2 * found.parameters + 4 * 32  # rotary frequencies
     assert found.resting["masters"] == 4 * found.trained
     assert base == 1_235_814_400
 
@@ -158,9 +158,9 @@ def test_the_command_says_what_does_not_fit_and_what_would(tmp_path, capsys):
     assert "does not fit on H100" in said and "--selective_ac_ratio 1.0" in said
     found = json.loads((tmp_path / "plan.json").read_text())
     assert not found["fits"] and found["peak"] == sum(found["parts"].values())
-    alone = [each["peak"] for each in found["changes"][:-1]]
+    alone = [each["peak"] for each in found["changes"]]
     assert alone == sorted(alone) and max(alone) < found["peak"]
-    assert found["changes"][-1]["fits"]
+    assert any(each["fits"] for each in found["changes"])
 
 
 def test_the_same_flags_as_the_stage_and_no_data(capsys):

@@ -134,7 +134,7 @@ def _changes(config: PlanConfig) -> Iterator[dict[str, Any]]:
     if config.precision in ("fp32", "bf16", "fp16"):
         yield {"precision": "bf16" if config.precision == "fp32" else "bf16_pure"}
     if not config.lora and config.ckpt_paths:
-        yield {"lora": True, "lr": 10 * config.lr}
+        yield {"lora": True}
     if config.optimizer == "adamw":
         yield {"optimizer": "muon"}
     if config.ema_decay:

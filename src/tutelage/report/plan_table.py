@@ -86,7 +86,7 @@ def table(plan: Plan) -> Table:
     made.add_row("TFLOP a step", f"{found.flops / 1e12:,.1f}", f"{_again(plan)}")
     if plan.seconds is not None:
         rate = f"{plan.tokens / plan.seconds:,.0f} tokens a second, at {plan.mfu:.0%} of the device's peak"
-        made.add_row("seconds a step", f"{plan.seconds:,.2f}", rate)
+        made.add_row("seconds a step", _seconds(plan.seconds), rate)
     return made
 
 
@@ -96,8 +96,10 @@ def closing(plan: Plan, others: Sequence[tuple[Mapping[str, Any], Plan]]) -> str
     words = "fits" if plan.fits else "does not fit"
     lines.append(f"{words} on {plan.device.name}: {gib(plan.estimate.peak)} of {plan.device.memory:.1f} GiB")
     for change, other in others:
-        flags = " ".join(f"--{name} {value}" for name, value in change.items())
-        time = "" if other.seconds is None else f", {other.seconds:,.2f} s a step"
+        flags = " ".join(
+            f"--{name}" + ("" if value is True else f" {value}") for name, value in change.items()
+        )
+        time = "" if other.seconds is None else f", {_seconds(other.seconds)} s a step"
         lines.append(f"  {gib(other.estimate.peak):>8} GiB{time}{', fits' if other.fits else ''}: {flags}")
     return "\n".join(lines)
 
@@ -114,6 +116,10 @@ def record(plan: Plan, others: Sequence[tuple[Mapping[str, Any], Plan]]) -> dict
 def gib(size: float) -> str:
     """Bytes in GiB, small ones with more digits."""
     return f"{size / 2**30:,.2f}" if size >= 2**30 else f"{size / 2**30:.3f}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.2f}" if seconds >= 0.1 else f"{seconds:.2g}"
 
 
 def _again(plan: Plan) -> str:

@@ -6,7 +6,7 @@ torchrun --nproc_per_node 2 tests/parallel_steps.py OUT.safetensors CASE ...
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,12 @@ from tutelage import dist
 from tutelage.data.loader import Loader
 from tutelage.data.store import SampleStore
 from tutelage.errors import UserError
+from tutelage.model.adapters import LoRASettings, add_lora_, settle_
 from tutelage.objectives.language import NextToken
 from tutelage.train import optim, parallel, precision, surgery
 from tutelage.train.ema import EMA
 from tutelage.train.evaluate import evaluate
+from tutelage.train.freezing import Freezing, freeze_
 from tutelage.train.trainer import Trainer
 
 STEPS = 3
@@ -47,6 +49,9 @@ class Case:
     )
     recompute: float = 0.0
     compiled: bool = False
+    lora: LoRASettings | None = None
+    frozen: Freezing = field(default_factory=Freezing)
+    roles: bool = False  # the model has role embeddings
 
 
 CASES = {
@@ -63,10 +68,18 @@ CASES = {
     "muon": Case(optimizer="muon"),
     "muon, in float32": Case(optimizer="muon", exact=True),
     "recomputed": Case(recompute=0.5),
+    "roles": Case(roles=True, tied=True, packed=True, rows=1),
+    "roles, one document for two": Case(roles=True, documents=5, rows=1, micro=2, kind="bf16"),
     "bf16": Case(kind="bf16"),
     "bf16, tied": Case(kind="bf16", tied=True),
     "bf16_pure": Case(kind="bf16_pure"),
     "fp16": Case(kind="fp16"),
+    "lora": Case(lora=LoRASettings(rank=4)),
+    "lora, bf16, tied embedding": Case(lora=LoRASettings(rank=4, embedding=True), tied=True, kind="bf16"),
+    "dora": Case(lora=LoRASettings(rank=4, dora=True, targets=("q_proj", "down_proj")), packed=True, rows=1),
+    "pissa, recomputed": Case(lora=LoRASettings(rank=4, init="pissa"), recompute=0.5),
+    "first block frozen": Case(frozen=Freezing(layers=1)),
+    "head alone, bf16": Case(frozen=Freezing(parts="head"), kind="bf16"),
     "compiled": Case(compiled=True),
     "compiled, recomputed": Case(compiled=True, recompute=0.5, tied=True),
 }
@@ -82,7 +95,12 @@ def steps(case: Case) -> dict[str, Tensor]:
 
 def _steps(case: Case) -> dict[str, Tensor]:
     world = dist.world_size()
-    model = tiny(tied=case.tied)
+    model = tiny(tied=case.tied, roles=case.roles)
+    if case.lora:
+        add_lora_(model, case.lora)
+        model.model.norm.weight.requires_grad_(True)  # trained beside
+    else:
+        freeze_(model, case.frozen)
     if case.compiled:
         surgery.compile_blocks(model)
     surgery.recompute(model, case.recompute)
@@ -96,6 +114,7 @@ def _steps(case: Case) -> dict[str, Tensor]:
     else:
         optimizer = optim.adamw(weights, **settings)
     optim.allocate_state(optimizer)
+    settle_(model)
     precision.follow(model, weights, optimizer)
     average = EMA(weights, decay=0.9)
     average.follow(optimizer)

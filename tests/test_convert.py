@@ -76,7 +76,6 @@ def test_what_is_there_is_not_replaced_unasked(capsys, stories, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["a", "b"], "convert: ckpt_paths names 2 models, one is wanted"),
         (
             ["a", "--format", "llama2c", "--precision", "bf16"],
             "convert: precision is bf16, but files of format",

@@ -6,6 +6,7 @@ import torch
 
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer, initialise_
+from tutelage.text.pieces import Encoded
 from tutelage.train.export import export
 
 
@@ -21,6 +22,8 @@ def test_stop_tokens_that_only_the_files_know_are_no_difference(tmp_path):
         model.model.embed_tokens.weight.fill_(1.0)
     told = dataclasses.replace(config, eos=(0, 7))
     weights = dict(model.named_parameters())
-    gate = export(model, weights, told, tmp_path, dtype=torch.float32, probes=[[1, 2, 3]])
+    gate = export(
+        model, weights, told, tmp_path, dtype=torch.float32, probes=[Encoded([1, 2, 3], [0.0] * 3, [4] * 3)]
+    )
     assert gate.greedy_equal
     assert gate.logit_error == 0.0

@@ -133,7 +133,7 @@ def test_merged_weights_give_the_same_logits(family, settings):
 
 
 def test_a_change_by_hand():
-    """W = 1, A = [1 2], B = [[3], [5]], alpha 4, rank 1, x = (1, 1): y = W x + 4 · B (A x) = 2 + 4 · (9, 15)."""
+    """W = 1, A = [1 2], B = [[3], [5]], alpha 4, rank 1, x = (1, 1): W x + 4 · B (A x) = 2 + 4 · (9, 15)."""
     layer = torch.nn.Linear(2, 2, bias=False)
     model = ours(oracle("llama"))
     model.model.layers[0].mlp.gate_proj = layer

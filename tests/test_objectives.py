@@ -15,9 +15,18 @@ from tutelage.objectives.language import NextToken
 VOCABULARY = 61
 
 
-def tiny(*, tied: bool = False, seed: int = 0) -> Transformer:
+def tiny(*, tied: bool = False, seed: int = 0, roles: bool = False) -> Transformer:
     config = ModelConfig(
-        vocab_size=VOCABULARY, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=48, tied=tied
+        vocab_size=VOCABULARY,
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=8,
+        ffn_dim=48,
+        tied=tied,
+        role_embeddings=roles,
+        role_embeddings_init="gaussian:0.2",
     )
     model = Transformer(config)
     initialise_(model, seed=seed, std=0.2)
@@ -30,7 +39,7 @@ def ragged(lengths: list[int], *, seed: int = 0) -> list[Sample]:
     for n in lengths:
         tokens = torch.randint(0, VOCABULARY, (n,), generator=draw).tolist()
         weights = torch.randint(0, 2, (n,), generator=draw).float().tolist()
-        samples.append(Sample(tokens, weights[:-1] + [1.0], [2] * n))
+        samples.append(Sample(tokens, weights[:-1] + [1.0], [(n + place) % 5 for place in range(n)]))
     return samples
 
 

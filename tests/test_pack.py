@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from tutelage.data.batch import Sample
 from tutelage.data.pack import best_fit, collate, empty, pack
+from tutelage.text.roles import ROLE_IDS
 
+OTHER = ROLE_IDS["other"]  # the role of padding
 FIELDS = ("tokens", "targets", "weights", "positions", "docs", "roles")
 
 
@@ -38,7 +40,7 @@ def test_two_documents_in_a_row_by_hand():
     assert batch.weights.tolist() == [[1, 1, 0, 0, 0]]
     assert batch.positions.tolist() == [[0, 1, 0, 0, 0]]
     assert batch.docs.tolist() == [[0, 0, 1, -1, -1]]
-    assert batch.roles.tolist() == [[1, 1, 0, 0, 0]]
+    assert batch.roles.tolist() == [[1, 1, 0, 4, 4]]
 
 
 def test_the_weight_of_a_first_token_goes_nowhere():
@@ -82,7 +84,7 @@ def test_collating_agrees_with_laying_one_token_after_another(row_sizes):
             for doc, s in enumerate(row)
             for at in range(len(s) - 1)
         ]
-        expected += [(0, 0, 0, 0, -1, 0)] * (length - len(expected))
+        expected += [(0, 0, 0, 0, -1, OTHER)] * (length - len(expected))
         laid = zip(*(getattr(batch, name)[number].tolist() for name in FIELDS), strict=True)
         assert list(laid) == [tuple(map(float, each)) for each in expected]
 

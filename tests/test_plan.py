@@ -139,6 +139,16 @@ def test_processes_share_what_can_be_shared():
     assert shared.parts["activations"] == alone.parts["activations"]
 
 
+def test_processes_share_frozen_weights_as_they_are_stored():
+    """By hand: 2 bytes a frozen weight and 4 a trained one, over 2 processes; no gradients of frozen ones."""
+    flags = "--ckpt_paths stories15M --lora --max_seq_len 64"
+    config = load("p", PlanSFTConfig, flags.split())
+    alone = plan_of(config, shape_of(config), GPU).estimate
+    shared = sharded(alone, shape_of(config), "bf16", 2)
+    assert shared.parts["masters"] == (2 * alone.parameters + 2 * alone.trained) // 2
+    assert shared.parts["gradients"] < 20 * alone.trained
+
+
 def test_adapters_alone_are_trained():
     flags = "--ckpt_paths llama3.2-1b --lora --max_seq_len 64 --precision bf16"
     config = load("p", PlanSFTConfig, flags.split())

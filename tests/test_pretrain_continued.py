@@ -105,5 +105,5 @@ def test_what_cannot_be_continued_is_refused_before_the_run_begins(made, tmp_pat
 
 
 def test_two_models_are_refused(made, tmp_path):
-    words = [*continuing(made, tmp_path / "out", ckpt_paths=None), "--ckpt_paths", "a", "b"]
-    assert "ckpt_paths names 2 models; training goes on with one" in refused(run(*words))
+    words = [*continuing(made, tmp_path / "out", ckpt_paths=None), "--ckpt_paths", made.model, made.model]
+    assert "two models; after the first one only adapters" in refused(run(*words))

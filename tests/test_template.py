@@ -70,6 +70,28 @@ def test_roles_and_weights_of_chatml_token_by_token():
     ]
 
 
+OF_MESSAGES = {  # of each built-in: what is the system's, the user's and the assistant's of CHAT
+    "chatml": ("Be brief.<|im_end|>", "Hi there<|im_end|>", "Hello!<|im_end|>"),
+    "smollm2": ("Be brief.<|im_end|>", "Hi there<|im_end|>", "Hello!<|im_end|>"),
+    "qwen2.5_instruct": ("Be brief.<|im_end|>", "Hi there<|im_end|>", "\nHello!<|im_end|>\n"),
+    "llama3_instruct": ("Be brief.<|eot_id|>", "Hi there<|eot_id|>", "Hello!<|eot_id|>"),
+    "llama3.1_instruct": ("Be brief.<|eot_id|>", "Hi there<|eot_id|>", "Hello!<|eot_id|>"),
+    "mistral_instruct": (" Be brief.\n\n", "Hi there[/INST]", " Hello!</s>"),
+    "storyteller": (None, "Hi there", "<s>Hello!</s>"),  # its BOS opens the reply, and is learned with it
+}
+
+
+@pytest.mark.parametrize("name", built_in_names())
+def test_content_and_what_ends_it_is_its_authors_and_all_else_is_nobodys(name):
+    """BOS, headers and line breaks after a turn have the role other, wherever they stand."""
+    whose = dict(zip(("system", "user", "assistant"), OF_MESSAGES[name], strict=True))
+    rendered = Template.load(name).render(CHAT if whose["system"] else CHAT[1:])
+    found = [(role, rendered.text[start:end]) for start, end, role in rendered.roles if role != "other"]
+    assert found == [(role, text) for role, text in whose.items() if text]
+    ends = [end for _, end, role in rendered.roles if role == "assistant"]
+    assert not rendered.text[ends[-1] :].strip(), "nothing comes after the reply"
+
+
 def test_tool_results_of_qwen_stand_in_one_user_turn():
     messages = say("user: Sum?", "assistant: Wait", "tool: 1", "tool: 2", "assistant: 3")
     rendered = Template.load("qwen2.5_instruct").render(messages)

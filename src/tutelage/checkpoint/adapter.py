@@ -17,6 +17,7 @@ from tutelage.errors import UserError
 from tutelage.model.adapters import DEFAULT, adapt_, use_adapter
 from tutelage.model.config import ModelConfig
 from tutelage.model.lora import Kind, LoRALayer
+from tutelage.model.roles import PARAMETER as ROLES
 from tutelage.model.transformer import Transformer
 
 _SAMPLED = 64  # values of each tensor that a fingerprint reads
@@ -158,6 +159,8 @@ class Merged:
         changed = {EMBEDDING, HEAD} & {*self._low, *self._full}
         if changed == {EMBEDDING, HEAD} and HEAD not in self.shapes:
             changed = {EMBEDDING}
+        if ROLES in stored.full:
+            self.shapes[ROLES] = tuple(stored.full[ROLES].shape)
         self._head_is_embedding = HEAD in changed and HEAD not in self.shapes
         if self._head_is_embedding:
             self.shapes[HEAD] = self.shapes[EMBEDDING]
@@ -185,6 +188,8 @@ def merged(
     if config.tied:
         together = for_tied(stored)
         config, stored = (replace(config, tied=False), stored) if together is None else (config, together)
+    if ROLES in stored.full and not config.role_embeddings:
+        config = replace(config, role_embeddings=True)
     check_fits(config, stored)
     if stored.fingerprint and not force and fingerprint(source) != stored.fingerprint:
         trained_on = f" ({stored.base})" if stored.base else ""

@@ -75,6 +75,11 @@ def load_model(
     return fill(config, source, dtype or source.dtype, device)
 
 
+def config_of(path: str | Path, adapters: Sequence[str | Path]) -> ModelConfig:
+    """The shape of a model with these adapters in it."""
+    return _open(local_path(path), adapters, force=True)[0]
+
+
 def stored_dtype(path: str | Path) -> torch.dtype:
     """The dtype of most of the weights of the model at `path`."""
     return _open(local_path(path))[1].dtype

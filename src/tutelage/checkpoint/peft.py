@@ -21,6 +21,7 @@ from tutelage.checkpoint.adapter import LowRank, StoredAdapter
 from tutelage.errors import UserError
 from tutelage.model.adapters import fits
 from tutelage.model.config import ModelConfig
+from tutelage.model.roles import PARAMETER as ROLES
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -173,7 +174,7 @@ def _config(stored: StoredAdapter, model: ModelConfig, base: str) -> dict[str, A
     }
     rank, alpha = _usual(ranks.values()), _usual(alphas.values())
     biases = [name for name in stored.full if name.endswith(".bias")]
-    beside = {name.rpartition(".")[0] for name in stored.full} - set(stored.layers)
+    beside = {name.rpartition(".")[0] for name in stored.full if name != ROLES} - set(stored.layers)
     both = model.tied and (_EMBEDDING in stored.layers or _EMBEDDING in beside)
     return {
         "peft_type": "LORA",

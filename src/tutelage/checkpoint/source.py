@@ -14,6 +14,7 @@ from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
 
+ROLES = "model.role_embeddings.weight"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 PIECE = 4 * 2**20  # elements read at a time
 _SHOWN = 5  # names per kind of problem
@@ -45,7 +46,7 @@ def check(config: ModelConfig, source: Source) -> None:
         del found[HEAD]
     problems = list(source.problems)
     if missing := [name for name in wanted if name not in found]:
-        problems.append(f"missing: {_listed(missing)}{_untied_hint(config, missing)}")
+        problems.append(f"missing: {_listed(missing)}{_hint(config, missing)}")
     if unexpected := [name for name in found if name not in wanted]:
         problems.append(f"unexpected: {_listed(unexpected)}")
     misshapen = [
@@ -106,7 +107,10 @@ def _check_head_is_embedding(source: Source) -> None:
             )
 
 
-def _untied_hint(config: ModelConfig, missing: list[str]) -> str:
+def _hint(config: ModelConfig, missing: list[str]) -> str:
+    """What in config.json may ask for more than there is."""
+    if missing == [ROLES]:
+        return " (for a fresh table set use_role_embeddings = false in config.json, and give sft the flag)"
     if HEAD not in missing or config.tied:
         return ""
     return " (if the model has no head of its own, set tie_word_embeddings = true in config.json)"

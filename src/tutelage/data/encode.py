@@ -15,6 +15,7 @@ import numpy as np
 
 from tutelage.data.processes import in_processes
 from tutelage.data.read import Faults, Rows, Source, load_rows
+from tutelage.text.pieces import Encoded
 from tutelage.text.roles import ROLE_IDS
 
 if TYPE_CHECKING:
@@ -61,12 +62,12 @@ class Encoder:
         before = [bos] if bos is not None and _adds_bos(self.tokenizer) else []
         return before, [] if eos is None else [eos]
 
-    def prompt(self, text: str) -> list[int]:
-        """The tokens of a user's question, or, without a template, of the beginning of a text."""
+    def prompt(self, text: str) -> Encoded:
+        """A user's question, or, without a template, the beginning of a text, as its documents begin."""
         if self.template is None:
-            return [*self.frame[0], *self.tokenizer.encode(text)]
-        question = [{"role": "user", "content": text}]
-        return self.template.encode(question, self.tokenizer, reply=True).tokens
+            tokens = [*self.frame[0], *self.tokenizer.encode(text)]
+            return Encoded(tokens, [1.0] * len(tokens), [ROLE_IDS["other"]] * len(tokens))
+        return self.template.encode([{"role": "user", "content": text}], self.tokenizer, reply=True)
 
     def chunk(self, source: Source, lines: np.ndarray, offsets: np.ndarray) -> Chunk:
         """The rows that begin at `offsets`, encoded."""

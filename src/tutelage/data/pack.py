@@ -13,6 +13,9 @@ import numpy as np
 import torch
 
 from tutelage.data.batch import Batch, Group, Sample
+from tutelage.text.roles import ROLE_IDS
+
+OTHER = ROLE_IDS["other"]
 
 
 def best_fit(sizes: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
@@ -83,7 +86,7 @@ def collate(rows: Sequence[Sequence[Sample]], length: int) -> Batch:
         weights=lay(_end_to_end([sample.weights for sample in samples], np.float32)[read + 1]),
         positions=lay(along),
         docs=lay(np.repeat(docs.astype(np.int64), counts), padding=-1),
-        roles=lay(_end_to_end([sample.roles for sample in samples], np.int64)[read]),
+        roles=lay(_end_to_end([sample.roles for sample in samples], np.int64)[read], padding=OTHER),
     )
 
 

@@ -8,6 +8,7 @@ from tutelage.errors import UserError
 from tutelage.infer.engine import generate
 from tutelage.infer.sampling import Sampling
 from tutelage.model.transformer import Transformer
+from tutelage.text.pieces import Encoded
 from tutelage.text.stream import StreamDecoder
 from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer
@@ -68,10 +69,11 @@ class ChatSession:
             prompt, forgotten = self._prompt()
             (completion,) = generate(
                 self.model,
-                [prompt],
+                [prompt.tokens],
                 replace(self.sampling, seed=self.sampling.seed + self.turns),
                 max_new_tokens=self.max_new_tokens,
                 stop=self.stop,
+                roles=[prompt.roles],
                 on_token=lambda _, token: hand_out(decoder.push(token)),
             )
             hand_out(decoder.flush())
@@ -88,24 +90,24 @@ class ChatSession:
         self.messages.append({"role": "assistant", "content": text})
         self.turns += 1
 
-    def _prompt(self) -> tuple[list[int], int]:
+    def _prompt(self) -> tuple[Encoded, int]:
         """The tokens to go on from, after forgetting as many old turns as the answer needs room for."""
         context = self.model.config.max_positions
         room = min(self.max_new_tokens, context // 4)
         forgotten = 0
         while True:
-            tokens = self.template.encode(self.messages, self.tokenizer, reply=True).tokens
-            oldest = self._oldest_turn()
-            if len(tokens) + room <= context or not oldest:
+            prompt = self.template.encode(self.messages, self.tokenizer, reply=True)
+            length, oldest = len(prompt.tokens), self._oldest_turn()
+            if length + room <= context or not oldest:
                 break
             del self.messages[oldest]
             forgotten += oldest.stop - oldest.start
-        if len(tokens) >= context:
+        if length >= context:
             raise UserError(
-                f"this message makes a prompt of {len(tokens)} tokens, and the model's context holds "
+                f"this message makes a prompt of {length} tokens, and the model's context holds "
                 f"{context}, the answer included; send less at once"
             )
-        return tokens, forgotten
+        return prompt, forgotten
 
     def _oldest_turn(self) -> slice | None:
         """Where the first user message and its answers lie, unless it is the one now to be answered."""

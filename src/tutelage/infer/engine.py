@@ -19,8 +19,10 @@ from tutelage.infer.history import History
 from tutelage.infer.sampling import Sampling, sample
 from tutelage.model.cache import KVCache
 from tutelage.model.transformer import Transformer
+from tutelage.text.roles import ROLE_IDS
 
 PREFILL = 512  # positions of a prompt read at a time: bounds the memory for masks and activations
+ASSISTANT = ROLE_IDS["assistant"]  # the role of every token that is generated
 ROWS = 32  # prompts side by side, unless asked otherwise
 
 
@@ -41,15 +43,18 @@ def generate(
     *,
     max_new_tokens: int,
     stop: set[int],
+    roles: Sequence[Sequence[int]] | None = None,
     on_token: Callable[[int, int], bool | None] | None = None,
     rows: int = ROWS,
 ) -> list[Completion]:
     """A completion for each prompt, in order. `on_token(prompt, token)` is called as tokens come; where it
-    returns True, this token is the completion's last.
+    returns True, this token is the completion's last. `roles` are those of the prompts' tokens, for models
+    with role embeddings; None adds none, to answers neither.
 
     At most `rows` prompts are in memory at once, those of like lengths together; neither changes any
     answer."""
     _check(model, prompts, max_new_tokens)
+    assert roles is None or list(map(len, roles)) == list(map(len, prompts)), "a role for every token"
     completions: dict[int, Completion] = {}
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
     training = model.training
@@ -57,7 +62,7 @@ def generate(
     try:
         for start in range(0, len(order), rows):
             chunk = order[start : start + rows]
-            completions |= _decode(model, prompts, chunk, sampling, max_new_tokens, stop, on_token)
+            completions |= _decode(model, prompts, roles, chunk, sampling, max_new_tokens, stop, on_token)
     finally:
         model.train(training)
     return [completions[index] for index in range(len(prompts))]
@@ -82,6 +87,7 @@ def _check(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens:
 def _decode(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
+    roles: Sequence[Sequence[int]] | None,
     chunk: list[int],
     sampling: Sampling,
     max_new_tokens: int,
@@ -95,7 +101,8 @@ def _decode(
     budgets = {index: min(max_new_tokens, context - len(prompts[index])) for index in chunk}
     longest = max(len(prompts[index]) + budgets[index] for index in chunk)
     kv = KVCache(model.config, len(chunk), longest, dtype=parameter.dtype, device=parameter.device)
-    hidden = _prefill(model, [prompts[index] for index in chunk], kv)  # (B, D)
+    whose = None if roles is None else [roles[index] for index in chunk]
+    hidden = _prefill(model, [prompts[index] for index in chunk], whose, kv)  # (B, D)
     generators = sampling.generators(chunk, parameter.device)
     history = History(
         [prompts[index] for index in chunk], sampling, model.config.vocab_size, parameter.device
@@ -127,25 +134,35 @@ def _decode(
             kv.keep(rows)
             history.keep(rows)
         if live:
-            hidden = model(tokens[:, None], positions[:, None], kv=kv)[:, 0]  # (B, D)
+            own = None if roles is None else torch.full_like(tokens[:, None], ASSISTANT)
+            hidden = model(tokens[:, None], positions[:, None], roles=own, kv=kv)[:, 0]  # (B, D)
             positions = positions + 1
     return completions
 
 
-def _prefill(model: Transformer, prompts: list[Sequence[int]], kv: KVCache) -> Tensor:
+def _prefill(
+    model: Transformer, prompts: list[Sequence[int]], roles: list[Sequence[int]] | None, kv: KVCache
+) -> Tensor:
     """(B, D): the hidden state at the last token of each prompt, with everything before it in the cache."""
     device = kv.keys.device
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     width = max(map(len, prompts))
-    tokens = torch.tensor(
-        [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=device
-    )  # (B, T)
+    tokens = _padded(prompts, device)  # (B, T)
+    whose = None if roles is None else _padded(roles, device)
     last: list[Tensor] = []
     where: list[Tensor] = []
     for start in range(0, width, PREFILL):
+        part = slice(start, start + PREFILL)
         positions = torch.arange(start, min(start + PREFILL, width), device=device).expand(len(prompts), -1)
-        hidden = model(tokens[:, start : start + PREFILL], positions, kv=kv)  # (B, <= PREFILL, D)
+        own = None if whose is None else whose[:, part]
+        hidden = model(tokens[:, part], positions, roles=own, kv=kv)  # (B, <= PREFILL, D)
         (ending,) = torch.where((lengths > start) & (lengths <= start + PREFILL))
         last.append(hidden[ending, lengths[ending] - 1 - start])
         where.append(ending)
     return torch.cat(last)[torch.cat(where).argsort()]
+
+
+def _padded(rows: list[Sequence[int]], device: torch.device) -> Tensor:
+    """(B, T): rows of differing lengths, with zeros after them."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)

@@ -157,7 +157,7 @@ def _principal(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]
     """A and B whose product, times `scale`, is the best approximation of the weight of this rank."""
     u, s, vh = torch.linalg.svd(weight.float(), full_matrices=False)
     root = (s[:rank] / scale).sqrt()
-    return root[:, None] * vh[:rank], u[:, :rank] * root
+    return (root[:, None] * vh[:rank]).contiguous(), (u[:, :rank] * root).contiguous()
 
 
 @torch.no_grad()

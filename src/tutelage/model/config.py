@@ -1,11 +1,13 @@
 """The shape of a model, read from and written to Hugging Face's `config.json`."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from tutelage.errors import UserError
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+N_ROLES = 5  # system, user, assistant, tool, other
 
 # Keys that would change the arithmetic, and the values under which they change nothing here.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -43,6 +45,8 @@ class ModelConfig:
     tied: bool = False  # the head is the embedding
     qkv_bias: bool = False  # Qwen 2.5
     windows: tuple[int | None, ...] | None = None  # sliding window of every layer; None: none has one
+    role_embeddings: bool = False  # of whose token it is, added to the token's own
+    role_embeddings_init: str = "zeros"  # what their table began as: zeros or gaussian:STD
     family: str = "llama"
     bos: int | None = None
     eos: tuple[int, ...] = ()
@@ -71,6 +75,7 @@ class ModelConfig:
         attention = self.dim * (2 * queries + 2 * keys) + (queries + 2 * keys) * self.qkv_bias
         layer = attention + 3 * self.dim * self.ffn_dim + 2 * self.dim
         embeddings = self.vocab_size * self.dim * (1 if self.tied else 2)
+        embeddings += N_ROLES * self.dim * self.role_embeddings
         return embeddings + self.n_layers * layer + self.dim
 
     @classmethod
@@ -107,6 +112,8 @@ class ModelConfig:
             tied=values.get("tie_word_embeddings", False),
             qkv_bias=family == "qwen2",
             windows=_windows(values),
+            role_embeddings=bool(values.get("use_role_embeddings")),
+            role_embeddings_init=str(values.get("role_embeddings_init") or "zeros"),
             family=family,
             bos=values.get("bos_token_id"),
             eos=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
@@ -146,6 +153,8 @@ class ModelConfig:
             "dtype": self.dtype,
             "torch_dtype": self.dtype,
         }
+        if self.role_embeddings:
+            values |= {"use_role_embeddings": True, "role_embeddings_init": self.role_embeddings_init}
         if self.family == "llama":
             values |= {"attention_bias": False, "mlp_bias": False}
         window = next((w for w in self.windows or () if w), None)
@@ -160,6 +169,18 @@ class ModelConfig:
                 "layer_types": ["sliding_attention" if w else "full_attention" for w in layers],
             }
         return values
+
+
+def role_embeddings_std(init: str) -> float:
+    """How far from 0 a table of role embeddings begins: 0 of `zeros`, STD of `gaussian:STD`."""
+    kind, colon, number = init.partition(":")
+    try:
+        std = 0.0 if init == "zeros" else float(number)
+    except ValueError:
+        std = math.nan
+    if (kind, colon) not in (("zeros", ""), ("gaussian", ":")) or not 0 <= std < math.inf:
+        raise UserError(f"role_embeddings_init is {init!r}, must be zeros or gaussian:STD, say gaussian:0.02")
+    return std
 
 
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")

@@ -4,6 +4,7 @@ B rows   T positions   D model dim   H query heads   K kv heads   C head dim   V
 """
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from tutelage.model.attention import Layout, attend, plan
 from tutelage.model.cache import KVCache
 from tutelage.model.config import ModelConfig
+from tutelage.model.roles import RoleEmbeddings, initialise_roles_
 from tutelage.model.rope import frequencies, rotate, rotation
 
 
@@ -94,6 +96,9 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout(0.0)  # of embeddings
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
+        # Last, as where it is added to a finished model, so that parameters have one order.
+        table = RoleEmbeddings(config.dim) if config.role_embeddings else None
+        self.role_embeddings: RoleEmbeddings | None = table
 
 
 class Transformer(nn.Module):
@@ -123,11 +128,15 @@ class Transformer(nn.Module):
         """(B, T) -> (B, T, D): final hidden states, normalised.
 
         A position attends to those of its own document (`docs`; None: the row is one) that are not after it.
-        `roles` are for models with role embeddings; this one has none and takes no notice.
+        `roles` say whose each token is, to models with role embeddings; None adds none, as other programs do.
         """
         if kv is not None:
             kv.reserve(positions)
-        x = self.model.dropout(self.model.embed_tokens(tokens))  # (B, T, D)
+        x = self.model.embed_tokens(tokens)  # (B, T, D)
+        if self.model.role_embeddings is not None:
+            assert roles is not None or not self.training, "a model with role embeddings trains without roles"
+            x = x if roles is None else x + self.model.role_embeddings(roles)
+        x = self.model.dropout(x)
         layout = plan(
             positions,
             docs,
@@ -182,6 +191,8 @@ def initialise_(model: Transformer, *, seed: int, std: float | None = None) -> N
     generator = torch.Generator(model.head_weight.device).manual_seed(seed)
     residual = std / math.sqrt(2 * model.config.n_layers)
     for name, parameter in model.named_parameters():
+        if "role_embeddings" in name:  # drawn apart, so that the other weights are as without them
+            continue
         if name.endswith("norm.weight"):
             parameter.fill_(1.0)
         elif name.endswith("bias"):
@@ -189,3 +200,14 @@ def initialise_(model: Transformer, *, seed: int, std: float | None = None) -> N
         else:
             into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             parameter.normal_(0.0, residual if into_residual else std, generator=generator)
+    if model.model.role_embeddings is not None:
+        initialise_roles_(model.model.role_embeddings, model.config.role_embeddings_init, seed=seed)
+
+
+def add_role_embeddings_(model: Transformer, init: str, *, seed: int) -> None:
+    """Give a model that has none a fresh table; with zeros it computes what it did, bit for bit."""
+    assert model.model.role_embeddings is None
+    table = RoleEmbeddings(model.config.dim).to(model.head_weight.device, model.head_weight.dtype)
+    initialise_roles_(table, init, seed=seed)
+    model.model.role_embeddings = table
+    model.config = replace(model.config, role_embeddings=True, role_embeddings_init=init)

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from tutelage.checkpoint.adapter import StoredAdapter, attach_
-from tutelage.checkpoint.hf import fingerprint_of, load_model, read_adapter
+from tutelage.checkpoint.hf import config_of, fingerprint_of, load_model, read_adapter
 from tutelage.errors import UserError
 from tutelage.model.adapters import LoRASettings, add_lora_
 from tutelage.model.config import ModelConfig
 from tutelage.model.lora import LoRALayer
-from tutelage.model.transformer import Transformer
+from tutelage.model.roles import PARAMETER as ROLES
+from tutelage.model.transformer import Transformer, add_role_embeddings_
 from tutelage.recipes.chain import chain_of
 from tutelage.recipes.training import TrainingConfig
 from tutelage.train.freezing import Freezing, check_patterns, freeze_, unfreeze_
@@ -43,9 +44,15 @@ class Start:
             adapters=self.adapters,
             force=config.force,
         )
+        if shape.role_embeddings and not model.config.role_embeddings:
+            add_role_embeddings_(model, shape.role_embeddings_init, seed=config.seed)
         model.config = shape  # it may have room for longer rows than it had
         adapt(model, config, self._stored(shape))
         return model
+
+    def shape(self) -> ModelConfig:
+        """That of the model with its adapters, the one that is trained further too."""
+        return config_of(self.base, [*self.adapters, *([self.continued] if self.continued else [])])
 
     def blueprint(self, config: TrainingConfig, shape: ModelConfig) -> Transformer:
         """The model without weights, frozen and adapted as the settings say."""
@@ -101,6 +108,8 @@ def adapt(model: Transformer, config: TrainingConfig, continued: StoredAdapter |
     else:
         full = [name.removesuffix(".weight") for name in names if any(re.fullmatch(p, name) for p in beside)]
         add_lora_(model, lora_of(config), seed=config.seed, without=full)
+    if model.config.role_embeddings and getattr(config, "use_role_embeddings", False):
+        beside.append(re.escape(ROLES))
     if config.lora_bias != "none":
         beside += [re.escape(name) for name in _biases(model, only_adapted=config.lora_bias == "lora_only")]
     unfreeze_(model, beside)

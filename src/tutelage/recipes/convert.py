@@ -1,18 +1,20 @@
-"""Write a model in another layout: any that `generate` reads, for Hugging Face's programs or for llama2.c's.
+"""Write a model in another layout, any that `generate` reads, or the adapter that comes last.
 
     tutelage convert MODEL --output DIR --precision bf16
     tutelage convert MODEL --output DIR --format llama2c
     tutelage convert stories15M.bin --tokenizer tokenizer.bin --output DIR
+    tutelage convert MODEL model_final.pth --output DIR --format peft
 
 Format hf is a directory that transformers, vLLM and this program load. Format llama2c is model.bin and
 tokenizer.bin for `./run DIR/model.bin -z DIR/tokenizer.bin`, always float32; its program computes Llama's
-arithmetic only, and with a SentencePiece vocabulary.
+arithmetic only, and with a SentencePiece vocabulary. Formats peft and torchllms write the adapter alone, as
+adapter_model.safetensors and adapter_config.json, or as model_final.pth and lora_args.json.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +22,7 @@ from tutelage.errors import UserError
 
 if TYPE_CHECKING:
     from tutelage.model.transformer import Transformer
+    from tutelage.recipes.chain import Chain
     from tutelage.text.tokenizer import Tokenizer
 
 
@@ -31,16 +34,22 @@ class ConvertConfig:
     force: bool = False  # merge an adapter into a model that it was not trained on
     tokenizer: str | None = None  # directory or tokenizer.bin of the tokenizer; default: the model's own
     output: Path  # directory to write
-    format: Literal["hf", "llama2c"] = "hf"
+    format: Literal["hf", "llama2c", "peft", "torchllms"] = "hf"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of the weights; auto: as they are stored
+    fold: bool = False  # put role embeddings into the other weights: cannot be done, and says why
     overwrite: bool = False  # replace a model that is already in output
 
     def __post_init__(self) -> None:
         problems = []
         if not self.ckpt_paths:
             problems.append("ckpt_paths names no model")
-        if self.format == "llama2c" and self.precision not in ("auto", "fp32"):
-            problems.append(f"precision is {self.precision}, but files of format llama2c hold fp32")
+        if self.format != "hf" and self.precision not in ("auto", "fp32"):
+            problems.append(f"precision is {self.precision}, but files of format {self.format} hold fp32")
+        if self.fold:
+            problems.append(
+                "fold: role embeddings cannot go into other weights: what they add depends on whose the "
+                "token is, the same token can be anybody's, and no weight of other programs knows whose it is"
+            )
         if problems:
             raise UserError("\n  ".join(problems))
 
@@ -52,12 +61,16 @@ def run(config: ConvertConfig) -> None:
     from tutelage.checkpoint.hf import load_config, load_model, save_model
     from tutelage.checkpoint.llama2c import refuse_other_arithmetic
     from tutelage.checkpoint.tokenizer import load_tokenizer
+    from tutelage.model.roles import NOTE
     from tutelage.recipes.chain import chain_of
 
     chain = chain_of(config.ckpt_paths)
-    written = config.output / ("config.json" if config.format == "hf" else "model.bin")
+    written = config.output / _LAST_WRITTEN[config.format]
     if written.exists() and not config.overwrite:
         raise UserError(f"{written} exists; give --overwrite to replace it, or another --output")
+    if config.format in ("peft", "torchllms"):
+        _write_adapter(chain, config)
+        return
     tokenizer = load_tokenizer(config.tokenizer or chain.text)
     if config.format == "llama2c":
         refuse_other_arithmetic(load_config(chain.base))
@@ -70,7 +83,41 @@ def run(config: ConvertConfig) -> None:
         return
     tokenizer.save(config.output)
     save_model(model, model.config, config.output, dtype=model.head_weight.dtype)
+    if model.config.role_embeddings:
+        print(f"note: {NOTE}", file=sys.stderr)
     print(f"{config.output}: {model.config.n_parameters:,} parameters, {model.config.dtype}", file=sys.stderr)
+
+
+_LAST_WRITTEN = {
+    "hf": "config.json",
+    "llama2c": "model.bin",
+    "peft": "adapter_config.json",
+    "torchllms": "model_final.pth",
+}
+
+
+def _write_adapter(chain: Chain, config: ConvertConfig) -> None:
+    import torch
+
+    from tutelage.checkpoint.adapter import for_tied
+    from tutelage.checkpoint.hf import config_of, fingerprint_of, read_adapter
+    from tutelage.checkpoint.peft import write_peft
+    from tutelage.checkpoint.torchllms_lora import write_torchllms
+
+    if not chain.adapters:
+        raise UserError(f"format {config.format} writes an adapter; give one after the model")
+    shape = config_of(chain.base, chain.adapters[:-1])
+    stored = read_adapter(chain.adapters[-1], shape)
+    if shape.tied:
+        together = for_tied(stored)  # None: the adapter changes embedding and head apart
+        shape, stored = (replace(shape, tied=False), stored) if together is None else (shape, together)
+    if config.format == "torchllms":
+        write_torchllms(stored, config.output / "model_final.pth", shape)
+    else:
+        stamp = fingerprint_of(chain.base, chain.adapters[:-1])
+        base = str(chain.base.resolve())
+        write_peft(stored, config.output, config=shape, base=base, fingerprint=stamp, dtype=torch.float32)
+    print(f"{config.output}: {len(stored.layers)} layers' adapters", file=sys.stderr)
 
 
 def _write_llama2c(model: Transformer, tokenizer: Tokenizer, directory: Path) -> None:

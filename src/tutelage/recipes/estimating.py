@@ -20,6 +20,7 @@ from tutelage.objectives.language import NextToken
 from tutelage.recipes.adapting import adapt
 from tutelage.recipes.assembling import Assembled, assemble
 from tutelage.recipes.plan import PlanPretrainConfig, PlanSFTConfig
+from tutelage.recipes.preparing import with_roles
 from tutelage.recipes.shaping import changed, named_shape
 from tutelage.train.devices import Device
 from tutelage.train.flops import flops_per_token
@@ -64,9 +65,13 @@ def shape_of(config: PlanConfig) -> ModelConfig:
         return dataclasses.replace(shape, vocab_size=-(-vocabulary // multiple) * multiple)
     name = config.ckpt_paths[0]
     if name in PRESETS:
-        return PRESETS[name]
-    path = config_path(name)
-    return read_config(path) if path.suffix == ".json" else load_config(path)
+        shape = PRESETS[name]
+    else:
+        path = config_path(name)
+        shape = read_config(path) if path.suffix == ".json" else load_config(path)
+    if isinstance(config, PlanSFTConfig):
+        return with_roles(shape, use=config.use_role_embeddings, init=config.role_embeddings_init)
+    return shape
 
 
 def plan_of(config: PlanConfig, shape: ModelConfig, device: Device) -> Plan:

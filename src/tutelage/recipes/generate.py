@@ -24,6 +24,7 @@ from tutelage.errors import UserError
 from tutelage.recipes.inference import InferenceConfig, load_text, load_weights, sampling_of
 
 if TYPE_CHECKING:
+    from tutelage.text.pieces import Encoded
     from tutelage.text.template import Template
     from tutelage.text.tokenizer import Tokenizer
 
@@ -74,10 +75,10 @@ class GenerateConfig(InferenceConfig):
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """A record of the input, and the tokens it makes."""
+    """A record of the input, and the prompt it makes."""
 
     record: dict[str, Any]
-    tokens: list[int]
+    prompt: Encoded
 
 
 class _Answer:
@@ -122,10 +123,11 @@ def run(config: GenerateConfig) -> None:
         answers = [_Answer(config, tokenizer) for _ in batch]
         completions = generate(
             model,
-            [request.tokens for request in batch],
+            [request.prompt.tokens for request in batch],
             replace(sampling, seed=sampling.seed + start),  # so that the batch size changes no answer
             max_new_tokens=config.max_new_tokens,
             stop=stop,
+            roles=[request.prompt.roles for request in batch],
             on_token=_pusher(answers) if config.stop or config.stream else None,
             rows=config.batch_size,
         )
@@ -145,10 +147,11 @@ def _pusher(answers: list[_Answer]) -> Callable[[int, int], bool]:
 
 
 def _requests(config: GenerateConfig, tokenizer: Tokenizer, template: Template | None) -> list[_Request]:
-    """Every prompt as tokens; what cannot be one is refused, the first ten at once."""
+    """Every prompt, encoded; what cannot be one is refused, the first ten at once."""
     from tutelage.checkpoint.hf import load_config
     from tutelage.data.encode import Encoder
     from tutelage.recipes.chain import chain_of
+    from tutelage.text.pieces import Encoded
 
     context = load_config(chain_of(config.ckpt_paths).base).max_positions
     encoder = Encoder(None, tokenizer)
@@ -157,17 +160,19 @@ def _requests(config: GenerateConfig, tokenizer: Tokenizer, template: Template |
     for where, record in _records(config, faults):
         fault = _fault(record, config, template)
         if fault is None and template is None:
-            tokens = encoder.prompt(record["prompt"])
+            prompt = encoder.prompt(record["prompt"])
         elif fault is None and template is not None:
-            tokens = template.encode(_messages(record, config), tokenizer, reply=True).tokens
+            prompt = template.encode(_messages(record, config), tokenizer, reply=True)
         else:
-            tokens = []
-        if fault is None and not tokens:
+            prompt = Encoded([], [], [])
+        if fault is None and not prompt.tokens:
             fault = "the prompt is empty; a model needs at least one token to go on from"
-        if fault is None and len(tokens) >= context:
-            fault = f"{len(tokens)} tokens, and the model's context holds {context}, the answer included"
+        if fault is None and len(prompt.tokens) >= context:
+            fault = (
+                f"{len(prompt.tokens)} tokens, and the model's context holds {context}, the answer included"
+            )
         if fault is None:
-            requests.append(_Request(record, tokens))
+            requests.append(_Request(record, prompt))
         else:
             faults.append(f"{where}: {fault}")
     if faults:

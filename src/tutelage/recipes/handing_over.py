@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from tutelage import dist
+from tutelage.data.encode import Encoder
 from tutelage.model.config import ModelConfig
+from tutelage.model.roles import NOTE
 from tutelage.model.transformer import Transformer
 from tutelage.recipes.adapting import Start
 from tutelage.recipes.chain import Chain, note_chain
@@ -31,7 +33,8 @@ def hand_over(
     template: Template | None,
 ) -> None:
     """Write OUT/model or OUT/adapter and say how exact it is; one that is not what was trained is refused."""
-    probes = [_probe(question, tokenizer, template) for question in QUESTIONS]
+    encoder = Encoder(template, tokenizer)
+    probes = [encoder.prompt(question) for question in QUESTIONS]
     if config.lora:
         assert start is not None
         target = directory / "adapter"
@@ -64,6 +67,7 @@ def hand_over(
         facts=facts,
         gate=gate,
         template=template.name if template else "none",
+        config=shape,
         adapter_of=start.base_name if config.lora and start else None,
     )
     (target / "README.md").write_text(card, encoding="utf-8")
@@ -79,15 +83,11 @@ def hand_over(
         f"{target}: read back from disk, logits differ by {gate.logit_error:.3g}, greedy text is equal; "
         f"go on with `tutelage {next_command}`"
     )
+    if shape.role_embeddings:
+        say(f"note: {NOTE}")
     if config.lora and start is not None:
         note_chain(target, start.adapters, shape)
     if config.save_merged and start is not None:
         chain = Chain(start.base, (*start.adapters, target))
         merge(chain, directory / "model", shape, probes, dtype=compute_dtype(config.precision))
         tokenizer.save(directory / "model", chat_template=template and template.export_jinja(tokenizer))
-
-
-def _probe(question: str, tokenizer: Tokenizer, template: Template | None) -> list[int]:
-    if template is None:
-        return tokenizer.encode(question)
-    return template.encode([{"role": "user", "content": question}], tokenizer, reply=True).tokens

@@ -36,6 +36,7 @@ def run(config: MergeConfig) -> None:
 
     from tutelage.checkpoint.hf import stored_dtype
     from tutelage.checkpoint.tokenizer import load_tokenizer
+    from tutelage.data.encode import Encoder
     from tutelage.recipes.chain import chain_of, shape_of
     from tutelage.recipes.merging import QUESTIONS, merge
 
@@ -49,7 +50,8 @@ def run(config: MergeConfig) -> None:
     if written.exists() and not config.overwrite:
         raise UserError(f"{written} exists; give --overwrite to replace it, or another --output")
     tokenizer = load_tokenizer(chain.text)
-    probes = [tokenizer.encode(question) for question in QUESTIONS]
+    encoder = Encoder(None, tokenizer)
+    probes = [encoder.prompt(question) for question in QUESTIONS]
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     merge(
         chain,

@@ -1,5 +1,6 @@
 """Put adapters into the weights of their model, and prove it on the way."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
 from tutelage.recipes.chain import Chain
 from tutelage.recipes.preparing import say
+from tutelage.text.pieces import Encoded
+from tutelage.train.export import logits_of
 
 QUESTIONS = ("What is the capital of France?", "Write a short story about a rabbit.", "Grüße! 你好 👋")
 TOLERANCE = 1e-3  # of logits in float32, whose sums the merge takes in another order
@@ -21,7 +24,7 @@ def merge(
     chain: Chain,
     directory: Path,
     shape: ModelConfig,
-    probes: list[list[int]],
+    probes: Sequence[Encoded],
     *,
     dtype: torch.dtype,
     force: bool = False,
@@ -43,7 +46,7 @@ def merge(
     model = load_model(chain.base, dtype=dtype, adapters=chain.adapters, force=force)
     save_model(model, replace(shape, tied=model.config.tied), directory, dtype=dtype)
     rounded = _logits(load_model(directory, dtype=torch.float32), probes)
-    total = sum(map(len, probes))
+    total = sum(len(probe.tokens) for probe in probes)
     flips = sum(int((a.argmax(-1) != b.argmax(-1)).sum()) for a, b in zip(exact, rounded, strict=True))
     say(
         f"{directory}: merged; in float32 logits differ from the adapter's by {error:.2g}; as {_name(dtype)} "
@@ -51,12 +54,9 @@ def merge(
     )
 
 
-@torch.inference_mode()
-def _logits(model: Transformer, probes: list[list[int]]) -> list[Tensor]:
-    """Of every probe, (T, V), on the CPU."""
+def _logits(model: Transformer, probes: Sequence[Encoded]) -> list[Tensor]:
     model.eval()
-    rows = [torch.tensor([probe[: model.config.max_positions]]) for probe in probes]
-    return [model.unembed(model(row, torch.arange(row.shape[1])[None]))[0] for row in rows]
+    return [logits_of(model, probe) for probe in probes]
 
 
 def _worst(one: list[Tensor], other: list[Tensor]) -> float:

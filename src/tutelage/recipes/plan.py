@@ -48,6 +48,8 @@ class PlanSFTConfig(SFTConfig, PlanSettings):
     def __post_init__(self) -> None:
         SFTConfig.__post_init__(self)
         self.check()
+        if self.lora_continue:
+            raise UserError("a plan reads no adapter to continue; give its shape, --lora --lora_rank ...")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +57,18 @@ def check_model(model: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
             f"{model}: its tokenizer has {tokenizer.size} tokens, the model embeds {config.vocab_size}; "
             "they do not belong together"
         )
+
+
+def with_roles(base: ModelConfig, *, use: bool, init: str) -> ModelConfig:
+    """The shape that is trained: with role embeddings if they are asked for, or if the base has them."""
+    if base.role_embeddings:
+        unused = f"; --role_embeddings_init {init} has no use" if init != "zeros" else ""
+        say(f"role embeddings: the model has them already, and they are trained further{unused}")
+        return base
+    if use:
+        say(f"role embeddings: a fresh table, {init}")
+        return replace(base, role_embeddings=True, role_embeddings_init=init)
+    return base
 
 
 def loaders(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tutelage.errors import UserError
+from tutelage.model.config import role_embeddings_std
 from tutelage.recipes.training import TrainingConfig
 
 
@@ -30,30 +31,35 @@ class SFTConfig(TrainingConfig):
     )
     too_long: Literal["truncate", "drop"] = "truncate"  # what happens to conversations over max_seq_len
     allow_unmasked: bool = False  # accept data of which every token, or none, is learned
+    use_role_embeddings: bool = False  # tell the model whose each token is; other programs cannot run it then
+    role_embeddings_init: str = "zeros"  # of their table: zeros, or gaussian:STD drawn by the seed
 
     def __post_init__(self) -> None:
         TrainingConfig.__post_init__(self)
         if not self.ckpt_paths:
             raise UserError("ckpt_paths names no model")
+        role_embeddings_std(self.role_embeddings_init)
+        if self.role_embeddings_init != "zeros" and not self.use_role_embeddings:
+            raise UserError("role_embeddings_init does nothing without use_role_embeddings")
 
 
 def run(config: SFTConfig) -> None:
     """Check everything, load, train, export."""
-    from tutelage.checkpoint.hf import load_config
     from tutelage.objectives.language import NextToken
     from tutelage.recipes.adapting import start_of
     from tutelage.recipes.fitting import building_device, device_of, fit
     from tutelage.recipes.handing_over import hand_over
-    from tutelage.recipes.preparing import check_model, check_resume, loaders, plan, say, text_of
+    from tutelage.recipes.preparing import check_model, check_resume, loaders, plan, say, text_of, with_roles
     from tutelage.recipes.run_directory import check_place, open_run
     from tutelage.recipes.watching import Watch, sampler_of
 
     device = device_of(config)
     check_place(config)
     start = start_of(config, config.ckpt_paths)
-    model_config = load_config(start.base)
+    model_config = start.shape()
     tokenizer, template = text_of(start.text, config.template_config)
     check_model(start.base, model_config, tokenizer)
+    model_config = with_roles(model_config, use=config.use_role_embeddings, init=config.role_embeddings_init)
     training, validation = loaders(
         config,
         tokenizer,

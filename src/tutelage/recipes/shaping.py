@@ -17,7 +17,7 @@ from tutelage.text.tokenizer import Tokenizer
 
 def existing(start: Start, max_seq_len: int) -> tuple[Tokenizer, ModelConfig]:
     """Those of the model that training starts from; trained on longer rows, its config will say so."""
-    shape, tokenizer = load_config(start.base), load_tokenizer(start.text)
+    shape, tokenizer = start.shape(), load_tokenizer(start.text)
     check_model(start.base, shape, tokenizer)
     return tokenizer, replace(shape, max_positions=max(shape.max_positions, max_seq_len))
 

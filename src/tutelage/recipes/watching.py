@@ -113,9 +113,9 @@ def sampler_of(
         return None
     encoder = Encoder(template, tokenizer)
     prompts = [encoder.prompt(text) for text in config.sample_prompts]
-    if not all(prompts):
+    if not all(prompt.tokens for prompt in prompts):
         raise UserError("sample_prompts has an empty one; a model needs at least one token to go on from")
-    if (longest := max(map(len, prompts))) >= context:
+    if (longest := max(len(prompt.tokens) for prompt in prompts)) >= context:
         raise UserError(
             f"sample_prompts has one of {longest} tokens, and the model's context holds {context}, the "
             "answer included; shorten it"
@@ -124,7 +124,14 @@ def sampler_of(
 
     def sample(model: Transformer) -> list[tuple[str, str]]:
         stop = stop_tokens(model, tokenizer, template)
-        done = generate(model, prompts, sampling, max_new_tokens=config.sample_tokens, stop=stop)
+        done = generate(
+            model,
+            [prompt.tokens for prompt in prompts],
+            sampling,
+            max_new_tokens=config.sample_tokens,
+            stop=stop,
+            roles=[prompt.roles for prompt in prompts],
+        )
         texts = [tokenizer.decode(completion.tokens) for completion in done]
         return list(zip(config.sample_prompts, texts, strict=True))
 

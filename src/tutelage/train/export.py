@@ -1,7 +1,7 @@
 """Write OUT/model, read it back, and compare with the model in memory before calling a run done."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from tutelage.errors import UserError
 from tutelage.infer.engine import generate
 from tutelage.infer.sampling import Sampling
 from tutelage.model.config import ModelConfig
+from tutelage.model.roles import NOTE
 from tutelage.model.transformer import Transformer
+from tutelage.text.pieces import Encoded
 from tutelage.train.parallel import reshard, whole
 
 TOLERANCE = 1e-3  # of logits; the same weights in the same arithmetic differ by 0
@@ -44,7 +46,7 @@ def export(
     directory: Path,
     *,
     dtype: torch.dtype,
-    probes: list[list[int]],
+    probes: Sequence[Encoded],
     new_tokens: int = 32,
 ) -> Gate:
     """Write the model, with the `trained` weights in place of its own, as an HF directory; then reload it and
@@ -52,9 +54,10 @@ def export(
 
     `model` computes in `dtype`. Raises RuntimeError, the files left for inspection, if they do not agree.
     """
-    probes = [probe[: config.max_positions - 1] for probe in probes]  # there is room for an answer
+    probes = _with_room(probes, config)
     stop = set(config.eos)  # for both: fine-tuning may have given the files more of them
-    live = _answers(model, probes, new_tokens, stop, directory)
+    live = _answers(model, probes, new_tokens, stop)
+    _check_finite(live, directory)
     reshard(model)
     weights = whole({**dict(model.named_parameters()), **trained})
 
@@ -62,7 +65,7 @@ def export(
         save_model(weights, config, directory, dtype=dtype)
         reloaded = load_model(directory, dtype=dtype, device=live.logits[0].device)
         reloaded.attention_impl = model.attention_impl
-        return _compare(live, _answers(reloaded, probes, new_tokens, stop, directory))
+        return _compare(live, _answers(reloaded, probes, new_tokens, stop))
 
     return _passed(dist.by_rank_zero(write_and_compare), directory)
 
@@ -76,7 +79,7 @@ def export_adapter(
     base: str,
     fingerprint: str,
     rslora: bool,
-    probes: list[list[int]],
+    probes: Sequence[Encoded],
     new_tokens: int = 32,
 ) -> Gate:
     """Write the model's adapter, of the `trained` values, as a PEFT directory; then read it back, put it on
@@ -84,9 +87,10 @@ def export_adapter(
 
     Several processes, and PiSSA, whose base is not the model's any more, compare the tensors only.
     """
-    probes = [probe[: model.config.max_positions - 1] for probe in probes]
+    probes = _with_room(probes, model.config)
     stop = set(model.config.eos)
-    live = _answers(model, probes, new_tokens, stop, directory)
+    live = _answers(model, probes, new_tokens, stop)
+    _check_finite(live, directory)
     reshard(model)
     values = whole(trained)
 
@@ -105,9 +109,15 @@ def export_adapter(
         for name, parameter in model.named_parameters():
             if name.endswith(".read back"):
                 parameter.data = parameter.data.to(dtype)
-        return _compare(live, _answers(model, probes, new_tokens, stop, directory))
+        return _compare(live, _answers(model, probes, new_tokens, stop))
 
     return _passed(dist.by_rank_zero(write_and_compare), directory)
+
+
+def _with_room(probes: Sequence[Encoded], config: ModelConfig) -> list[Encoded]:
+    """The probes, cut so that there is room for an answer."""
+    room = config.max_positions - 1
+    return [Encoded(probe.tokens[:room], probe.weights[:room], probe.roles[:room]) for probe in probes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +126,18 @@ class _Answers:
     text: list[list[int]]  # greedy, after every probe
 
 
-def _answers(
-    model: Transformer, probes: list[list[int]], new_tokens: int, stop: set[int], directory: Path
-) -> _Answers:
+def _answers(model: Transformer, probes: Sequence[Encoded], new_tokens: int, stop: set[int]) -> _Answers:
     model.eval()
-    logits = [_logits(model, probe) for probe in probes]
-    if not all(each.isfinite().all() for each in logits):
+    logits = [logits_of(model, probe) for probe in probes]
+    return _Answers(logits, _greedy(model, probes, new_tokens, stop))
+
+
+def _check_finite(live: _Answers, directory: Path) -> None:
+    if not all(each.isfinite().all() for each in live.logits):
         raise UserError(
-            f"the trained model gives logits that are no numbers, so do not use what is in {directory}; "
+            f"the trained model gives logits that are no numbers, so {directory} was not written; "
             "lower --lr or raise --warmup_steps and start anew with --overwrite"
         )
-    return _Answers(logits, _greedy(model, probes, new_tokens, stop))
 
 
 def _compare(live: _Answers, found: _Answers) -> Gate:
@@ -153,6 +164,7 @@ def model_card(
     facts: Mapping[str, Any],
     gate: Gate,
     template: str,
+    config: ModelConfig,
     adapter_of: str | None = None,
 ) -> str:
     """The README.md of an exported model, or of an adapter of a base model: where it comes from, its numbers,
@@ -160,10 +172,12 @@ def model_card(
     """
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     library = f"peft\nbase_model: {adapter_of}" if adapter_of else "transformers"
+    roles = f"## Only tutelage runs this model\n\n{NOTE[0].upper()}{NOTE[1:]}.\n\n"
     return (
         f"---\nlibrary_name: {library}\ntags: [tutelage, {stage}]\n---\n\n# {title}\n\n"
         f"Trained with `tutelage {stage}` from {base}. Chat template: {template}.\n\n"
         f"| | |\n|---|---|\n{rows}\n\n"
+        f"{roles if config.role_embeddings else ''}"
         "## Are these files the model that was trained?\n\n"
         f"After training they were read back from disk and compared with the model in memory: logits over "
         f"{gate.positions} positions differ by at most {gate.logit_error:.3g}, greedy text is "
@@ -172,12 +186,21 @@ def model_card(
 
 
 @torch.inference_mode()
-def _logits(model: Transformer, tokens: list[int]) -> Tensor:
-    row = torch.tensor([tokens], device=next(model.parameters()).device)
-    return model.unembed(model(row, torch.arange(row.shape[1], device=row.device)[None]))
+def logits_of(model: Transformer, probe: Encoded) -> Tensor:
+    """(1, T, V) of a text."""
+    row, roles = torch.tensor([[probe.tokens], [probe.roles]], device=next(model.parameters()).device)
+    return model.unembed(model(row, torch.arange(row.shape[1], device=row.device)[None], roles=roles))
 
 
-def _greedy(model: Transformer, probes: list[list[int]], new_tokens: int, stop: set[int]) -> list[list[int]]:
-    greedy = Sampling(temperature=0.0)
-    done = generate(model, probes, greedy, max_new_tokens=new_tokens, stop=stop)
+def _greedy(
+    model: Transformer, probes: Sequence[Encoded], new_tokens: int, stop: set[int]
+) -> list[list[int]]:
+    done = generate(
+        model,
+        [probe.tokens for probe in probes],
+        Sampling(temperature=0.0),
+        max_new_tokens=new_tokens,
+        stop=stop,
+        roles=[probe.roles for probe in probes],
+    )
     return [list(completion.tokens) for completion in done]

@@ -71,7 +71,8 @@ class MuonAdamW(Optimizer):
 
 def by_muon(name: str, parameter: Tensor) -> bool:
     """Whether Muon trains it: a matrix inside a block."""
-    return decays(name, parameter) and "embed_tokens" not in name and "lm_head" not in name
+    outside = ("embed_tokens", "role_embeddings", "lm_head")
+    return decays(name, parameter) and not any(word in name for word in outside)
 
 
 def schedule(

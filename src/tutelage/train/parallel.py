@@ -23,6 +23,9 @@ def shard(model: Transformer, precision: Precision, device: torch.device) -> dic
     for parameter in model.parameters():
         if precision == "bf16_pure" or not parameter.requires_grad:  # what is frozen has no master
             parameter.data = parameter.data.to(compute_dtype(precision))
+    if not any(p.requires_grad for p in model.model.parameters()):
+        # FSDP2 waits for a gradient of its output before it sums any, and a head alone would give it none.
+        model.register_forward_hook(_ask_for_gradient)
     # Without a mesh FSDP2 takes the machine's accelerator, whatever the run is to use.
     mesh = init_device_mesh(device.type, (dist.world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype(precision), reduce_dtype=torch.float32)
@@ -34,6 +37,10 @@ def shard(model: Transformer, precision: Precision, device: torch.device) -> dic
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _ask_for_gradient(module: nn.Module, inputs: object, hidden: Tensor) -> Tensor:
+    return hidden.requires_grad_() if torch.is_grad_enabled() else hidden
 
 
 def reshard(model: nn.Module) -> None:

@@ -200,8 +200,10 @@ def sharded(found: Estimate, shape: ModelConfig, precision: Precision, processes
     stored = size if precision == "bf16_pure" else 4  # bytes of a master, and of its gradient
     parts = dict(found.parts)
     parts["weights"] = (rest + 2 * block) * size
-    parts["masters"] = found.parameters * stored // processes
-    parts["gradients"] = found.parameters * stored // processes + 2 * block * (size + 4)  # summed in float32
+    frozen = found.parameters - found.trained
+    parts["masters"] = (found.trained * stored + frozen * size) // processes
+    unsummed = 2 * block * (size + 4) * found.trained // found.parameters  # as formed, and summed in float32
+    parts["gradients"] = found.trained * stored // processes + unsummed
     for name in ("optimizer", "averages", "step"):
         if name in parts:
             parts[name] //= processes

@@ -61,7 +61,7 @@ def test_a_large_model_takes_six_operations_a_weight():
     ],
 )
 def test_gpus_are_known_by_their_whole_names(name, expected):
-    assert flops._of_data_sheet(name) == expected
+    assert flops.data_sheet_flops(name) == expected
 
 
 def test_a_cpu_is_measured_once_and_quickly():

@@ -53,6 +53,8 @@ COMMANDS = {
     ),
     "pretrain": Command("pretrain", "PretrainConfig", "train a new model on plain text", parallel=True),
     "sft": Command("sft", "SFTConfig", "fine-tune a model on conversations", parallel=True),
+    "plan pretrain": Command("plan", "PlanPretrainConfig", "say what a pretraining run would take"),
+    "plan sft": Command("plan", "PlanSFTConfig", "say what a fine-tuning run would take"),
     "data download tinystories": Command(
         "download_tinystories", "DownloadTinystoriesConfig", "fetch five million small stories, 1.6 GB"
     ),

@@ -23,12 +23,20 @@ def local_path(name: str | Path) -> Path:
     return _download(str(name))
 
 
-def _download(name: str) -> Path:
+def config_path(name: str) -> Path:
+    """The config.json of the model called `name`, or the model here of that name; downloads no weights."""
+    path = Path(name).expanduser()
+    if path.exists() or not _HUB_ID.fullmatch(name):
+        return local_path(name)
+    return _download(name, wanted=["config.json"]) / "config.json"
+
+
+def _download(name: str, wanted: list[str] = _WANTED) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=_UNWANTED))
     except GatedRepoError as error:
         raise UserError(
             f"{name} is gated: accept its terms on its page at the hub and log in with `hf auth login`"

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from tutelage.errors import UserError
 from tutelage.model.causal import masked_attention
+from tutelage.model.planned import on_gpu, planned_flex
 from tutelage.model.segments import Bucket, attend_buckets, find_buckets
 
 
@@ -58,12 +59,12 @@ def plan(
         return _dense(positions, keys, torch.zeros_like(positions), torch.zeros_like(keys), windows)
     if docs is None:
         docs = torch.zeros_like(positions)
-    if impl == "flash" or (impl == "auto" and positions.is_cuda and not dropout):
+    if impl == "flash" or (impl == "auto" and on_gpu(positions) and not dropout):
         if dropout:
             raise UserError("attention_impl flash has no dropout of attention weights; sdpa and eager have")
         return _flex(positions, docs, windows)
     # Finding documents reads the documents, which on CUDA would wait for the device.
-    buckets = None if impl == "eager" or positions.is_cuda else find_buckets(positions, docs)
+    buckets = None if impl == "eager" or on_gpu(positions) else find_buckets(positions, docs)
     if buckets is None:
         return _dense(positions, positions, docs, docs, windows, dropout)
     whole_rows = len(buckets) == 1 and len(buckets[0].index) == len(positions)
@@ -136,7 +137,9 @@ _compiled_flex: list[Any] = []
 
 
 def _flex_attention() -> Any:
-    """FlexAttention, compiled at first use: uncompiled it forms every score."""
+    """FlexAttention, compiled at first use: uncompiled it forms every score. What a plan has in its place."""
+    if instead := planned_flex():
+        return instead
     if not _compiled_flex:
         from torch.nn.attention.flex_attention import flex_attention
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tutelage.data.batch import Batch
+from tutelage.model.planned import on_gpu
 from tutelage.model.transformer import Transformer
 
 CHUNK_ELEMENTS = 1 << 24  # logits held at a time: 32 MiB in bfloat16, whatever the vocabulary
@@ -48,7 +49,7 @@ def learned_positions(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor,
     """
     hidden = model(batch.tokens, batch.positions, batch.docs, roles=batch.roles).flatten(0, 1)  # (B·T, D)
     targets, weights = batch.targets.flatten(), batch.weights.flatten()
-    if weights.is_cuda:
+    if on_gpu(weights):
         return hidden, targets, weights, torch.arange(len(weights), device=weights.device)
     places = weights.nonzero()[:, 0]
     if len(places) == len(weights):
@@ -112,7 +113,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _across(head: Tensor) -> Tensor:
     """(V, D) -> (D, V); on CPU in bfloat16 a copy: matmuls with a transposed view take 2.8 times as long."""
-    return head.t().contiguous() if head.device.type == "cpu" and head.dtype == torch.bfloat16 else head.t()
+    return head.t().contiguous() if head.dtype == torch.bfloat16 and not on_gpu(head) else head.t()
 
 
 def _chunk_loss(

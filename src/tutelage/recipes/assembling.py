@@ -30,6 +30,12 @@ class Assembled:
     average: EMA | None
     extra: Mapping[str, Tensor]  # what checkpoints hold beside the weights and the optimizer's state
 
+    def follow(self) -> None:
+        """Round the masters into the model, now that they are known, and after each step; average them."""
+        precision.follow(self.trainer.model, self.weights, self.optimizer)
+        if self.average:
+            self.average.follow(self.optimizer)
+
 
 def assemble(
     config: TrainingConfig,

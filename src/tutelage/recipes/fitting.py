@@ -23,7 +23,6 @@ from tutelage.recipes.saving_memory import needs_gpu
 from tutelage.recipes.training import TrainingConfig
 from tutelage.recipes.watching import Reporter, Watch, mfu_per_rate, recall, total_steps, writers_of
 from tutelage.report.progress import ProgressBar
-from tutelage.train import precision
 from tutelage.train.ema import EMA
 from tutelage.train.interrupt import Signals
 from tutelage.train.saver import Saver, complete, is_full, newest, read_state
@@ -120,9 +119,7 @@ def fit(
         fitted.last, fitted.validation = recall(directory / "metrics.jsonl", trainer.step)
         dist.by_rank_zero(lambda: note_settings(config, stage))  # not before: it may have been refused
     settle_(model)
-    precision.follow(model, run.weights, run.optimizer)
-    if average:
-        average.follow(run.optimizer)
+    run.follow()
     try:
         with ExitStack() as stack:
             stack.callback(loader.close)

@@ -27,7 +27,8 @@ from tutelage.recipes.watching import total_steps
 from tutelage.report.trained_table import trained_table
 from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer
-from tutelage.train.precision import compute_dtype, load_dtype
+from tutelage.train.plan import standing
+from tutelage.train.precision import load_dtype
 from tutelage.train.saver import check_fits, complete, read_state
 
 _PREVIEWED = 64  # rows of shards that the preview is drawn from
@@ -138,14 +139,16 @@ def plan(config: TrainingConfig, blueprint: Transformer, loader: Loader, device:
     steps, model = total_steps(config, loader), blueprint.config
     trained = sum(p.numel() for p in blueprint.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in blueprint.parameters()) - trained
-    weights, gradients, moments = {"bf16_pure": (2, 2, 4), "fp32": (4, 4, 8)}.get(config.precision, (6, 4, 8))
-    if config.optimizer_state not in (None, "fp32"):
-        moments = 4 if config.optimizer_state == "bf16" else 2
-    per_parameter = weights + moments + (0 if config.gradient_release else gradients)
-    per_parameter += 4 * bool(config.ema_decay)
     each = f" on each of {dist.world_size()} processes" if dist.world_size() > 1 else ""
-    kept = frozen * compute_dtype(config.precision).itemsize
-    memory = (trained * per_parameter + kept) / 2**30 / dist.world_size()
+    parts = standing(
+        blueprint,
+        config.precision,
+        muon=config.optimizer == "muon",
+        averaged=bool(config.ema_decay),
+        state=config.optimizer_state,
+        released=config.gradient_release,
+    )
+    memory = sum(parts.values()) / 2**30 / dist.world_size()
     say(
         f"model: {model.family}, {model.n_parameters:,} parameters, {config.precision} on {device}: weights, "
         f"gradients and optimizer take {memory:.2f} GiB{each}, activations come on top"

@@ -26,6 +26,7 @@ from tutelage.recipes.training import TrainingConfig
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig(TrainingConfig):
     default_warmup: ClassVar[int] = 100
+    needs_tokenizer: ClassVar[bool] = True  # for a new model; a plan of one does without
 
     # Model
     tokenizer: Path | None = None  # a directory with tokenizer.json; default: that of ckpt_paths
@@ -87,7 +88,7 @@ class PretrainConfig(TrainingConfig):
                 f"{', '.join(given)} and ckpt_paths exclude each other: a model that exists has its "
                 "tokenizer and its shape; leave them out; or leave out ckpt_paths, and weights are random"
             )
-        if not self.ckpt_paths and self.tokenizer is None:
+        if self.needs_tokenizer and not self.ckpt_paths and self.tokenizer is None:
             problems.append(
                 "tokenizer is missing: a directory with tokenizer.json, such as `tutelage tokenizer train` "
                 "writes; or give ckpt_paths, to go on with a model that has its own"

@@ -25,17 +25,8 @@ def existing(start: Start, max_seq_len: int) -> tuple[Tokenizer, ModelConfig]:
 def new(config: PretrainConfig) -> tuple[Tokenizer, ModelConfig]:
     """The named shape with what the flags change, the tokenizer's vocabulary, and positions for a row."""
     assert config.tokenizer is not None
-    tokenizer, named = load_tokenizer(config.tokenizer), _named(config.model)
-    shape = reshaped(
-        named,
-        dim=config.dim,
-        n_layers=config.n_layers,
-        n_heads=config.n_heads,
-        n_kv_heads=config.n_kv_heads,
-        ffn_dim=config.ffn_dim,
-        tied=config.tied,
-        rope_theta=config.rope_theta,
-    )
+    tokenizer, named = load_tokenizer(config.tokenizer), named_shape(config.model)
+    shape = changed(named, config)
     unasked = config.model == PretrainConfig.__dataclass_fields__["model"].default
     if config.max_seq_len < named.max_positions and not unasked:
         say(
@@ -54,7 +45,21 @@ def new(config: PretrainConfig) -> tuple[Tokenizer, ModelConfig]:
     )
 
 
-def _named(name: str) -> ModelConfig:
+def changed(named: ModelConfig, config: PretrainConfig) -> ModelConfig:
+    """The named shape with what the flags change."""
+    return reshaped(
+        named,
+        dim=config.dim,
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        n_kv_heads=config.n_kv_heads,
+        ffn_dim=config.ffn_dim,
+        tied=config.tied,
+        rope_theta=config.rope_theta,
+    )
+
+
+def named_shape(name: str) -> ModelConfig:
     """The preset of this name, or what the config.json there describes."""
     path = Path(name).expanduser()
     if name in PRESETS:

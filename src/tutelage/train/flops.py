@@ -64,13 +64,14 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     fast as it multiplies large matrices of this dtype, measured once, in half a second.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
-        known = _of_data_sheet(torch.cuda.get_device_name(device))
+        known = data_sheet_flops(torch.cuda.get_device_name(device))
         if known is not None:
             return known
     return _measured(device, dtype)
 
 
-def _of_data_sheet(name: str) -> float | None:
+def data_sheet_flops(name: str) -> float | None:
+    """Of a device by its name; None where no data sheet is known or it stands for less than the card."""
     words = set(re.split(r"[\s-]+", name))
     if words & _SMALLER:
         return None

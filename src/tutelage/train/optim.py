@@ -65,7 +65,7 @@ class MuonAdamW(Optimizer):
         eps: float,
         wd: float,
     ):
-        inside = {name: p for name, p in parameters.items() if p.requires_grad and _inside(name, p)}
+        inside = {name: p for name, p in parameters.items() if p.requires_grad and by_muon(name, p)}
         others = {name: p for name, p in parameters.items() if name not in inside}
         if not inside or not others:
             raise UserError(
@@ -88,7 +88,8 @@ class MuonAdamW(Optimizer):
         self._muon.step()
 
 
-def _inside(name: str, parameter: Tensor) -> bool:
+def by_muon(name: str, parameter: Tensor) -> bool:
+    """Whether Muon trains it: a matrix inside a block."""
     outside = ("embed_tokens", "role_embeddings", "lm_head")
     return decays(name, parameter) and not any(word in name for word in outside)
 

@@ -1,0 +1,128 @@
+"""Plans beside the peaks that another trainer published, and what of the difference has a known cause.
+
+Llama 3.1 8B, Phi-3-mini, Llama 2 13B and Gemma 2 9B at 2 x 8,192 tokens, bf16 weights without float32
+masters, AdamW, every block checkpointed, on H100s (torch 2.5.1, transformers 4.49; see docs/plan.md). Its
+loss held all logits and its AdamW was the foreach one, so each row is planned again with these two.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torch.nn import functional as F
+
+from tutelage.config import load
+from tutelage.data.batch import Batch
+from tutelage.model.config import ModelConfig
+from tutelage.model.presets import PRESETS
+from tutelage.model.transformer import Transformer
+from tutelage.objectives.base import Loss, Objective
+from tutelage.objectives.language import NextToken
+from tutelage.recipes.assembling import Assembled
+from tutelage.recipes.estimating import batch_of, built
+from tutelage.recipes.plan import PlanSFTConfig
+from tutelage.train.plan import estimate, sharded
+
+_LLAMA2 = replace(
+    PRESETS["instruct_llama-7b"],
+    dim=5120,
+    n_layers=40,
+    n_heads=40,
+    n_kv_heads=40,
+    head_dim=128,
+    ffn_dim=13824,
+)
+# Not among our families: Llamas of the same matrices. Gemma's has two more norms a block.
+_PHI3 = replace(
+    PRESETS["instruct_llama-7b"],
+    vocab_size=32064,
+    dim=3072,
+    n_heads=32,
+    n_kv_heads=32,
+    head_dim=96,
+    ffn_dim=8192,
+)
+_GEMMA2 = ModelConfig(
+    vocab_size=256000,
+    dim=3584,
+    n_layers=42,
+    n_heads=16,
+    n_kv_heads=8,
+    head_dim=256,
+    ffn_dim=14336,
+    tied=True,
+)
+_ROWS: list[tuple[str, ModelConfig, str, float, int]] = [  # published GiB; processes
+    ("Llama 3.1 8B", PRESETS["llama3.1-8b"], "full", 78, 1),
+    ("Llama 3.1 8B", PRESETS["llama3.1-8b"], "LoRA", 36, 1),
+    ("Llama 3.1 8B", PRESETS["llama3.1-8b"], "QLoRA", 48, 1),
+    ("Phi-3-mini", _PHI3, "full", 40, 1),
+    ("Phi-3-mini", _PHI3, "LoRA", 17, 1),
+    ("Phi-3-mini", _PHI3, "QLoRA", 21, 1),
+    ("Llama 2 13B", _LLAMA2, "full", 31, 2),
+    ("Llama 2 13B", _LLAMA2, "LoRA", 43, 1),
+    ("Llama 2 13B", _LLAMA2, "QLoRA", 38, 1),
+    ("Gemma 2 9B", _GEMMA2, "full", 59, 2),
+    ("Gemma 2 9B", _GEMMA2, "LoRA", 60, 1),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class WholeLogits:
+    """Next-token loss over all logits at once, shifted as a copy, in bfloat16 or float32."""
+
+    wide: bool
+
+    def __call__(self, model: Transformer, batch: Batch) -> Loss:
+        hidden = model(batch.tokens, batch.positions, batch.docs)
+        logits = F.linear(hidden, model.head_weight)
+        logits = logits.float() if self.wide else logits
+        shifted = logits[:, :-1].flatten(0, 1)  # a copy
+        total = F.cross_entropy(shifted, batch.targets[:, :-1].flatten(), reduction="sum")
+        return Loss(total, batch.weights.sum())
+
+
+def compare() -> None:
+    """Print the table."""
+    print(
+        "| | | published | plan | foreach AdamW | and all logits, bf16 | or float32 |\n"
+        "|---|---|---|---|---|---|---|"
+    )
+    known = PlanSFTConfig.__dataclass_fields__
+    for name, shape, tuning, published, processes in _ROWS:
+        flags = ["--lora", "--lora_rank", "8", "--lora_dropout", "0.05"] if tuning != "full" else []
+        flags += ["--quant", "nf4"] if tuning == "QLoRA" else []
+        if "quant" not in known and tuning == "QLoRA":
+            continue
+        own = peak(shape, flags, processes)
+        foreach = peak(shape, flags, processes, foreach=True) if tuning == "full" else own
+        whole = [
+            peak(shape, flags, processes, foreach=True, objective=WholeLogits(wide)) for wide in (False, True)
+        ]
+        cells = " | ".join(f"{x:.1f}" for x in (own, foreach, *whole))
+        print(f"| {name} | {tuning} | {published:.0f} | {cells} |", flush=True)
+
+
+def peak(
+    shape: ModelConfig,
+    flags: list[str],
+    processes: int,
+    *,
+    foreach: bool = False,
+    objective: Objective | None = None,
+) -> float:
+    """GiB that a plan says of 2 x 8,192 tokens on a GPU."""
+    fixed = "--ckpt_paths planned --max_seq_len 8192 --micro_batch_size_per_gpu 2 --selective_ac_ratio 1"
+    words = [*fixed.split(), "--precision", "bf16_pure", *flags]
+    config = load("plan sft", PlanSFTConfig, words)
+    batch, pairs = batch_of(config)
+
+    def assembled(objective: Objective, source: Iterator[list[Batch]]) -> Assembled:
+        run = built(config, shape, objective, source)
+        for group in run.optimizer.param_groups:
+            group["fused"], group["foreach"] = not foreach, foreach
+        return run
+
+    found = estimate(assembled, objective or NextToken(), batch, accumulate=1, gpu=True, pairs=pairs)
+    if processes > 1:
+        found = sharded(found, shape, "bf16_pure", processes)
+    return found.peak / 2**30

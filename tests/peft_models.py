@@ -36,7 +36,7 @@ def by_peft(name: str, seed: int = 0, **options: Any) -> peft.PeftModel:
         for key, p in model.named_parameters():
             if p.requires_grad:
                 around = 1.0 if "norm" in key else p if "magnitude" in key else 0.0
-                p.copy_(around + 0.3 * torch.randn(p.shape, generator=draw))
+                p.copy_(around + 0.1 * torch.randn(p.shape, generator=draw))
     return model.eval()
 
 

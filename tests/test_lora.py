@@ -142,7 +142,7 @@ def test_a_change_by_hand():
         layer.weight.fill_(1.0)
         layer.lora_A["default"].copy_(torch.tensor([[1.0, 2.0]]))
         layer.lora_B["default"].copy_(torch.tensor([[3.0], [5.0]]))
-    assert layer(torch.ones(2)).tolist() == [38.0, 62.0]
+    assert layer(torch.ones(1, 2)).tolist() == [[38.0, 62.0]]
     assert layer.effective_weight().tolist() == [[13.0, 25.0], [21.0, 41.0]]
 
 

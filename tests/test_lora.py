@@ -105,6 +105,21 @@ def test_text_trained_here_and_read_by_peft_is_the_same(tmp_path):
     assert done.tokens == theirs[0, 6:].tolist()
 
 
+def test_text_of_an_adapter_of_pefts_is_the_same_here(tmp_path):
+    theirs = by_peft("llama", **KINDS["rslora"])
+    model = ours_with("llama", saved_by_peft(theirs, tmp_path))
+    prompt = random_tokens(1, 6)
+    (done,) = generate(model, prompt.tolist(), Sampling(temperature=0.0), max_new_tokens=20, stop=set())
+    expected = theirs.generate(
+        input_ids=prompt,
+        max_new_tokens=20,
+        do_sample=False,
+        eos_token_id=None,
+        attention_mask=torch.ones_like(prompt),
+    )
+    assert done.tokens == expected[0, 6:].tolist()
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"dora": True}, {"rslora": True}, {"embedding": True}, {"head": True}]
 )

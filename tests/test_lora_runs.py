@@ -213,3 +213,21 @@ def test_an_adapter_of_quantized_weights_is_merged_into_them(made, tmp_path, pre
     words = ["generate", "--prompt", "a b", "--max_new_tokens", 8, "--precision", "fp32"]
     assert run(*words, out).out == run(*words, tmp_path / "merged").out
     assert run(*words, out, "--quant", "nf4").code == 0
+
+
+def test_role_embeddings_are_trained_beside_and_travel_with_the_adapter(made, tmp_path):
+    out, words = tmp_path / "out", ["--use_role_embeddings", "--role_embeddings_init", "gaussian:0.1"]
+    ended = run(*lora(made, out), *words)
+    assert ended.code == 0, ended.err
+    assert "model.role_embeddings.weight" in ended.err
+    table = load_file(out / "adapter" / "adapter_model.safetensors")[
+        "base_model.model.model.role_embeddings.weight"
+    ]
+    merged = run("merge", out, "--output", tmp_path / "merged")
+    assert merged.code == 0, merged.err
+    assert torch.equal(load_model(tmp_path / "merged").model.role_embeddings.weight, table)
+    words = ["generate", "--prompt", "a b", "--max_new_tokens", 8, "--precision", "fp32"]
+    assert run(*words, out).out == run(*words, tmp_path / "merged").out
+    further = run(*lora(made, tmp_path / "more", ckpt_paths=out))
+    assert further.code == 0, further.err
+    assert "role embeddings: the model has them already" in further.err

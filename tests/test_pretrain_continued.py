@@ -107,3 +107,14 @@ def test_what_cannot_be_continued_is_refused_before_the_run_begins(made, tmp_pat
 def test_two_models_are_refused(made, tmp_path):
     words = [*continuing(made, tmp_path / "out", ckpt_paths=None), "--ckpt_paths", made.model, made.model]
     assert "two models; after the first one only adapters" in refused(run(*words))
+
+
+def test_pretraining_goes_on_by_adapters(made, tmp_path):
+    out = tmp_path / "out"
+    ended = run(*continuing(made, out, lora="true", lora_rank=4, save_merged="true"))
+    assert ended.code == 0, ended.err
+    assert (out / "adapter" / "adapter_model.safetensors").exists() and (
+        out / "model" / "config.json"
+    ).exists()
+    new = made.pretrain(tmp_path / "new", lora="true")
+    assert "lora adapts a model that exists; give --ckpt_paths" in refused(run(*new))

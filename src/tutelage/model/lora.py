@@ -101,7 +101,7 @@ class _LoRALinear(LoRALayer):
         return out + (stretch - 1) * straight + stretch * low
 
     def _add_low(self, out: Tensor, x: Tensor, a: Tensor, b: Tensor, name: str) -> Tensor:
-        """out + scale · B A x, scaled where it is narrow and added by the matmul: a sixth faster in bfloat16."""
+        """out + scale · B A x, scaled where it is narrow, added by the matmul: a sixth faster in bfloat16."""
         low = F.linear(x, a) * self.kinds[name].scale  # (..., r)
         return torch.addmm(out.flatten(0, -2), low.flatten(0, -2), b.t()).view_as(out)
 

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 
 from tutelage.checkpoint.adapter import StoredAdapter, attach_, check_trained_on
-from tutelage.checkpoint.hf import fingerprint_of, is_adapter, load_config, load_model, read_adapter
+from tutelage.checkpoint.hf import (
+    config_of,
+    fingerprint_of,
+    is_adapter,
+    load_config,
+    load_model,
+    read_adapter,
+)
 from tutelage.checkpoint.hub import local_path
 from tutelage.checkpoint.rounded import Rounding
 from tutelage.errors import UserError
@@ -60,7 +67,9 @@ def model_path(name: str) -> Path:
 
 def shape_of(chain: Chain) -> ModelConfig:
     """The model's, with the end tokens and the room that its last adapter was trained with."""
-    shape, note = load_config(chain.base), _note(chain.adapters[-1]) if chain.adapters else {}
+    if not chain.adapters:
+        return load_config(chain.base)
+    shape, note = config_of(chain.base, chain.adapters), _note(chain.adapters[-1])
     eos, room = note.get("eos", shape.eos), note.get("max_positions", shape.max_positions)
     return replace(shape, eos=tuple(eos), max_positions=room)
 
@@ -78,7 +87,7 @@ def load_chain(
     With `quantization` the last adapter stays beside its layers, since it would not survive in 4 bits.
     """
     if quantization is None or not chain.adapters:
-        return load_model(
+        model = load_model(
             chain.base,
             dtype=dtype,
             device=device,
@@ -87,6 +96,7 @@ def load_chain(
             quantization=quantization,
             trained_on=trained_on(chain),
         )
+        return _told(model, chain)
     model = load_model(
         chain.base,
         dtype=dtype,
@@ -98,7 +108,14 @@ def load_chain(
     stored = read_adapter(chain.adapters[-1], model.config)
     check_trained_on(stored, fingerprint_of(chain.base, chain.adapters[:-1]), str(chain.base), force=force)
     put_on_(model, stored)
-    return model.requires_grad_(False)
+    return _told(model.requires_grad_(False), chain)
+
+
+def _told(model: Transformer, chain: Chain) -> Transformer:
+    """The model with the end tokens and the room that its last adapter was trained with."""
+    shape = shape_of(chain)
+    model.config = replace(model.config, eos=shape.eos, max_positions=shape.max_positions)
+    return model
 
 
 def put_on_(model: Transformer, stored: StoredAdapter) -> None:

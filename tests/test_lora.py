@@ -37,7 +37,17 @@ def logits_of(model, tokens):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_and_gradients_equal_those_of_peft(family, kind, tmp_path):
-    theirs = by_peft(family, **KINDS[kind])
+    agree(family, KINDS[kind], tmp_path)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("layers", [["lm_head"], [*LINEARS, "lm_head"]])
+def test_a_heads_too(layers, dora, tmp_path):
+    agree("llama", {"r": 4, "lora_alpha": 6, "use_dora": dora, "target_modules": layers}, tmp_path)
+
+
+def agree(family, options, tmp_path):
+    theirs = by_peft(family, **options)
     model = ours_with(family, saved_by_peft(theirs, tmp_path))
     tokens = random_tokens(2, 12)
     expected, found = theirs(tokens).logits, logits_of(model, tokens)

@@ -18,6 +18,7 @@ STEPS = {"train_steps": 6, "eps": 1e-3, "save_freq": 4, "val_freq": 2}  # eps: n
 ONE = {**STEPS, "gradient_accum_steps": 2}
 TWO = {**STEPS, "gradient_accum_steps": 1}
 LORA = {"lora": "true", "lora_rank": 4, "lora_embedding": "true", "save_merged": "true"}
+QLORA = {"lora": "true", "lora_rank": 4, "quant": "nf4", "precision": "bf16"}
 LONG = {**TWO, "train_steps": 60, "save_freq": 1000, "val_freq": 1000}
 RICH = {"optimizer": "muon", "ema_decay": 0.9, "dropout_resid": 0.1, "dropout_attn": 0.1, "train_steps": 6}
 RICH |= {"selective_ac_ratio": 0.5, "precision": "bf16", "micro_batch_size_per_gpu": 1, "lr": 1e-2}
@@ -41,6 +42,7 @@ def runs(made):
         assert run(*made.sft(place / "one" / "out", **ONE, **data)).code == 0
         (place / "one.ids.json").write_text(json.dumps(watch.ids))
         assert run(*made.sft(place / "lora" / "out", **ONE, **LORA)).code == 0
+        assert run(*made.sft(place / "qlora" / "out", **ONE, **QLORA)).code == 0
         watch.signals = {3: signal.SIGTERM}
         assert run(*made.sft(place / "one_to_two" / "out", **ONE, **data)).code == 143
         said = all_of(
@@ -54,6 +56,7 @@ def runs(made):
                 made.sft(place / "poisoned" / "out", **TWO),
                 made.sft(place / "lora_two" / "out", **TWO, **LORA),
                 made.sft(place / "lora_two" / "out", "--resume", **TWO, **LORA),
+                made.sft(place / "qlora_two" / "out", **TWO, **QLORA),
             ],
             {1: {"signals": [3]}, 2: {"signals": [3]}, 5: {"poison": [2]}, 6: {"signals": [4]}},
         )
@@ -114,7 +117,7 @@ def numbers(out):
 
 def close(one, other):
     (expected, rows), (found, other_rows) = numbers(one), numbers(other)
-    assert expected.keys() == found.keys() and any(name.startswith("model ") for name in found)
+    assert expected.keys() == found.keys() and any(name.startswith(("model ", "adapter ")) for name in found)
     for name, value in expected.items():
         torch.testing.assert_close(
             found[name], value, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
@@ -139,6 +142,7 @@ def test_fine_tuning_by_two_processes_is_that_by_one(runs):
 
 def test_adapters_of_two_processes_stopped_and_resumed_are_those_of_one(runs):
     close(runs / "lora" / "out", runs / "lora_two" / "out")
+    close(runs / "qlora" / "out", runs / "qlora_two" / "out")
 
 
 def test_a_signal_to_one_process_stops_all_and_two_resumed_end_as_if_unbroken(runs):

@@ -231,9 +231,9 @@ def leavings(out: Path) -> dict[str, Any]:
     left["metrics"] = metrics(out)
     for path in [path for kind in ("model", "adapter") for path in sorted((out / kind).glob("*"))]:
         if path.suffix == ".safetensors":
-            left |= {f"model {name}": value for name, value in load_file(path).items()}
+            left |= {f"{path.parent.name} {name}": value for name, value in load_file(path).items()}
         else:
-            left[f"model {path.name}"] = path.read_bytes()
+            left[f"{path.parent.name} {path.name}"] = path.read_bytes()
     return left
 
 

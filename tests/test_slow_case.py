@@ -54,6 +54,19 @@ def test_held_out_obedience_goes_from_under_20_to_over_95_percent(tuned, tmp_pat
     assert before < 20 and after > 95, (before, after)
 
 
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+def test_by_adapters_of_under_20_megabytes_it_reaches_90_percent(tuned, tmp_path, quant):
+    """LoRA of rank 16, and QLoRA; the answers of the merged model obey as well."""
+    data, out = tuned[0], tmp_path / "out"
+    settings = SETTINGS.replace("2e-4", "1e-3")
+    words = f"--ckpt_paths {smollm2_gguf()} --train_data_paths jsonl:{data}/train.jsonl {settings} --warmup_steps 5"
+    run("-m", "tutelage", "sft", *words.split(), "--lora", "--quant", quant, "--output_dir", str(out))
+    assert (out / "adapter" / "adapter_model.safetensors").stat().st_size < 20e6
+    assert obedience(str(out), data, tmp_path / "beside.jsonl") >= 90
+    run("-m", "tutelage", "merge", str(out), "--output", str(tmp_path / "merged"), "--precision", "bf16")
+    assert obedience(str(tmp_path / "merged"), data, tmp_path / "merged.jsonl") >= 90
+
+
 def test_transformers_generates_the_same_greedy_text(tuned):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -58,8 +58,8 @@ def test_held_out_obedience_goes_from_under_20_to_over_95_percent(tuned, tmp_pat
 def test_by_adapters_of_under_20_megabytes_it_reaches_90_percent(tuned, tmp_path, quant):
     """LoRA of rank 16, and QLoRA; the answers of the merged model obey as well."""
     data, out = tuned[0], tmp_path / "out"
-    settings = SETTINGS.replace("2e-4", "1e-3")
-    words = f"--ckpt_paths {smollm2_gguf()} --train_data_paths jsonl:{data}/train.jsonl {settings} --warmup_steps 5"
+    settings = SETTINGS.replace("2e-4", "1e-3") + " --warmup_steps 5"
+    words = f"--ckpt_paths {smollm2_gguf()} --train_data_paths jsonl:{data}/train.jsonl {settings}"
     run("-m", "tutelage", "sft", *words.split(), "--lora", "--quant", quant, "--output_dir", str(out))
     assert (out / "adapter" / "adapter_model.safetensors").stat().st_size < 20e6
     assert obedience(str(out), data, tmp_path / "beside.jsonl") >= 90

@@ -6,7 +6,7 @@ from typing import Any
 
 import peft
 import torch
-from tiny_models import oracle, ours
+from tiny_models import oracle, ours, positions_of
 
 from tutelage.checkpoint.adapter import attach_, collected
 from tutelage.checkpoint.peft import read_peft, write_peft
@@ -62,3 +62,19 @@ def saved_by_us(model: Transformer, directory: Path, *, rslora: bool = False) ->
     stored = collected(model, trained | frozen, rslora=rslora)
     write_peft(stored, directory, config=model.config, base="tiny", fingerprint=None, dtype=torch.float32)
     return directory
+
+
+def shuffle_(model: Transformer, seed: int = 5, std: float = 0.2) -> Transformer:
+    """Random values for every matrix of the active adapter."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if ".lora_" in name and p.requires_grad:
+                around = p if "magnitude" in name else 0.0
+                p.copy_(around + std * torch.randn(p.shape, generator=draw))
+    return model
+
+
+def logits_of(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
+    """(B, T, V)"""
+    return model.unembed(model(tokens, positions_of(tokens)))

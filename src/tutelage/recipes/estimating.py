@@ -17,7 +17,7 @@ from tutelage.model.presets import PRESETS
 from tutelage.model.transformer import Transformer, set_dropout
 from tutelage.objectives.base import Objective
 from tutelage.objectives.language import NextToken
-from tutelage.recipes.adapting import adapt
+from tutelage.recipes.adapting import adapt, blueprint_of
 from tutelage.recipes.assembling import Assembled, assemble
 from tutelage.recipes.plan import PlanPretrainConfig, PlanSFTConfig
 from tutelage.recipes.preparing import with_roles
@@ -95,7 +95,7 @@ def plan_of(config: PlanConfig, shape: ModelConfig, device: Device) -> Plan:
         estimate=found,
         processes=config.processes,
         tokens=tokens,
-        model_flops=flops_per_token(shape, pairs / positions) * tokens,
+        model_flops=flops_per_token(blueprint_of(config, shape), pairs / positions) * tokens,
         mfu=mfu,
         seconds=None if device.flops is None else found.flops / (device.flops * mfu),
         notes=tuple(_notes(config, device)),

@@ -99,6 +99,32 @@ def quantizable(model: Transformer) -> list[str]:
     return [name for name, module in layers if isinstance(module, nn.Linear)]
 
 
+def quantized_size(model: Transformer, quantization: Quantization | None) -> tuple[int, int]:
+    """(bytes, weights): what `quantize_` would keep of its linear layers, and of how many weights."""
+    if quantization is None:
+        return 0, 0
+    size = weights = 0
+    for name in quantizable(model):
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        n, rows = linear.weight.numel(), linear.out_features
+        weights += n
+        blocks = -(-n // BLOCK)
+        if quantization.kind == "int8":
+            size += n + 2 * rows
+        elif quantization.double:
+            size += -(-n // 2) + blocks + 4 * -(-blocks // SCALES) + 4 * 256 + 4  # levels and an offset
+        else:
+            size += -(-n // 2) + 4 * blocks
+    return size, weights
+
+
+def quantized_weights(model: nn.Module) -> int:
+    """How many weights its layers have that are quantized already."""
+    layers = (m for m in model.modules() if isinstance(m, QuantizedLinear))
+    return sum(m.out_features * m.in_features for m in layers)
+
+
 @cache
 def load_library() -> None:
     """Make bitsandbytes' operators known to torch; a UserError if it is not installed."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from tutelage.checkpoint.hf import load_config, read_config
 from tutelage.checkpoint.hub import config_path
@@ -14,6 +15,7 @@ from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.data.batch import Batch
 from tutelage.model.config import ModelConfig
 from tutelage.model.presets import PRESETS
+from tutelage.model.quantize import quantize_
 from tutelage.model.transformer import Transformer, set_dropout
 from tutelage.objectives.base import Objective
 from tutelage.objectives.language import NextToken
@@ -21,6 +23,7 @@ from tutelage.recipes.adapting import adapt, blueprint_of
 from tutelage.recipes.assembling import Assembled, assemble
 from tutelage.recipes.plan import PlanPretrainConfig, PlanSFTConfig
 from tutelage.recipes.preparing import with_roles
+from tutelage.recipes.quantizing import quantization_of
 from tutelage.recipes.shaping import changed, named_shape
 from tutelage.train.devices import Device
 from tutelage.train.flops import flops_per_token
@@ -76,6 +79,9 @@ def shape_of(config: PlanConfig) -> ModelConfig:
 
 def plan_of(config: PlanConfig, shape: ModelConfig, device: Device) -> Plan:
     """Run a step without data, as the settings say, and reckon its time."""
+    quantization = quantization_of(
+        config.quant, config.quant_double
+    )  # its library is loaded with real tensors
     batch, pairs = batch_of(config)
     found = estimate(
         lambda objective, source: built(config, shape, objective, source),
@@ -86,7 +92,9 @@ def plan_of(config: PlanConfig, shape: ModelConfig, device: Device) -> Plan:
         pairs=pairs,
     )
     if config.processes > 1:
-        found = sharded(found, shape, config.precision, config.processes)
+        found = sharded(
+            found, shape, config.precision, config.processes, quantization, released=config.gradient_release
+        )
     positions = batch.tokens.numel()
     tokens = positions * config.gradient_accum_steps * config.processes
     mfu = config.mfu or (_MFU if device.gpu else _MFU_CPU)
@@ -152,10 +160,17 @@ def built(
     config: PlanConfig, shape: ModelConfig, objective: Objective, source: Iterator[list[Batch]]
 ) -> Assembled:
     """The run's own model and trainer. Blocks are never compiled here: that needs data."""
+    quantization = quantization_of(config.quant, config.quant_double)
     before = torch.get_default_dtype()
     torch.set_default_dtype(compute_dtype(config.precision))
     try:
-        model = Transformer(shape)
+        if quantization is None:
+            model = Transformer(shape)
+        else:  # a matrix after another, as load_model reads them: never all of them before there are codes
+            with torch.device("meta"):
+                model = Transformer(shape)
+            quantize_(model, quantization)
+            _allocate(model)
         adapt(model, config)
     finally:
         torch.set_default_dtype(before)
@@ -172,6 +187,15 @@ def built(
         )
     plain = dataclasses.replace(config, compile=False)
     return assemble(plain, model, objective, source, steps=1, device=torch.device("cpu"))
+
+
+def _allocate(model: nn.Module) -> None:
+    """Give what is on the meta device room, and nothing in it."""
+    for module in model.modules():
+        for name, p in [*module.named_parameters(recurse=False)]:
+            setattr(module, name, nn.Parameter(torch.empty_like(p, device="cpu")))
+        for name, buffer in [*module.named_buffers(recurse=False)]:
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
 
 
 def batch_of(config: PlanConfig) -> tuple[Batch, float]:

@@ -200,7 +200,7 @@ def _rows(weight: Tensor) -> dict[str, Tensor]:
     scales = (weight.abs().amax(1).float() / 127).bfloat16()
     smallest = torch.finfo(torch.float32).tiny  # a row of zeros has a scale of 0
     divisors = scales.float().clamp(min=smallest).unsqueeze(1)
-    rows = max(1, _PIECE // weight.shape[1])
+    rows = max(1, _piece(weight) // weight.shape[1])
     codes = [
         (part.float() / divisor).round_().clamp_(-127, 127).to(torch.int8)
         for part, divisor in zip(weight.split(rows), divisors.split(rows), strict=True)
@@ -211,7 +211,7 @@ def _rows(weight: Tensor) -> dict[str, Tensor]:
 def _blocks(weight: Tensor, kind: Kind, double: bool) -> dict[str, Tensor]:
     """4 bits. Doubly quantized, scales less their mean are codes for 256 levels, in blocks with a scale."""
     quantize = torch.ops.bitsandbytes.quantize_4bit
-    parts = [quantize(part, BLOCK, kind, torch.uint8) for part in weight.flatten().split(_PIECE)]
+    parts = [quantize(part, BLOCK, kind, torch.uint8) for part in weight.flatten().split(_piece(weight))]
     codes, scales = (torch.cat(column) for column in zip(*parts, strict=True))
     if not double:
         return {"codes": codes, "scales": scales.view(torch.int32)}
@@ -222,6 +222,12 @@ def _blocks(weight: Tensor, kind: Kind, double: bool) -> dict[str, Tensor]:
         name: tensor.view(torch.int32) if tensor.is_floating_point() else tensor
         for name, tensor in stored.items()
     }
+
+
+def _piece(weight: Tensor) -> int:
+    return (
+        weight.numel() if weight.is_meta else _PIECE
+    )  # a plan has no data, and thousands of pieces are slow
 
 
 @cache

@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from tutelage.checkpoint.hf import load_config, read_config
 from tutelage.checkpoint.hub import config_path
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.data.batch import Batch
+from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.presets import PRESETS
 from tutelage.model.quantize import quantize_
@@ -115,39 +117,61 @@ def suggestions(
 ) -> list[tuple[dict[str, Any], Plan]]:
     """Changes that save memory with their plans: alone, by what they save, then as many as it needs."""
     print("it does not fit: trying changes", file=sys.stderr, flush=True)
-    alone = [(change, _changed(config, shape, device, change)) for change in _changes(config)]
+    changes = [change for change in _changes(config) if _changed(config, change) is not None]
+    alone = [(change, _planned(config, shape, device, change)) for change in changes]
     alone = sorted(
         (row for row in alone if row[1].estimate.peak < plan.estimate.peak), key=lambda r: r[1].estimate.peak
     )
     if len(alone) < 2 or any(row[1].fits for row in alone):
         return alone
     together, combined = {}, plan
-    for change in _changes(config):
+    for change in changes:
+        if not any(change is helpful for helpful, _ in alone) or _changed(config, together | change) is None:
+            continue
         together = together | change
-        combined = _changed(config, shape, device, together)
+        combined = _planned(config, shape, device, together)
         if combined.fits:
             break
     return [*alone, (together, combined)]
 
 
-def _changed(config: PlanConfig, shape: ModelConfig, device: Device, change: dict[str, Any]) -> Plan:
+def _changed(config: PlanConfig, change: dict[str, Any]) -> PlanConfig | None:
+    """The settings with the change; None where the stage would refuse them."""
+    try:
+        return dataclasses.replace(config, **change)
+    except UserError:
+        return None
+
+
+def _planned(config: PlanConfig, shape: ModelConfig, device: Device, change: dict[str, Any]) -> Plan:
     return plan_of(dataclasses.replace(config, **change), shape, device)
 
 
 def _changes(config: PlanConfig) -> Iterator[dict[str, Any]]:
     """What could be set otherwise, of the settings that there are; what changes the result least is first."""
     rows, half = config.micro_batch_size_per_gpu, config.max_seq_len // 2
-    if config.selective_ac_ratio < 1:
-        yield {"selective_ac_ratio": 1.0}
-    if rows > 1:
+    if config.selective_ac_ratio < 1 and not config.compile:
+        yield {"selective_ac_ratio": 1.0, "ac_policy": "matmul"}
+    if config.selective_ac_ratio < 1 or config.ac_policy == "matmul":
+        yield {"selective_ac_ratio": 1.0, "ac_policy": "block"}
+    if rows > 1 and not config.gradient_release:
         yield {
             "micro_batch_size_per_gpu": 1,
             "gradient_accum_steps": config.gradient_accum_steps * rows,
         }
+    if not config.lora and not config.gradient_release:  # refused where gradients are added up
+        yield {"gradient_release": True, "clip_grad_norm": 0.0}
+    kernels, state = find_spec("bitsandbytes") is not None, config.optimizer_state
+    if not config.lora and state in (None, "fp32") and config.precision != "bf16_pure":
+        yield {"optimizer_state": "bf16"}
+    if not config.lora and state in (None, "fp32", "bf16") and kernels and config.processes == 1:
+        yield {"optimizer_state": "8bit"}
     if config.precision in ("fp32", "bf16", "fp16"):
         yield {"precision": "bf16" if config.precision == "fp32" else "bf16_pure"}
     if not config.lora and config.ckpt_paths:
         yield {"lora": True}
+    if config.quant == "none" and config.ckpt_paths:
+        yield {"lora": True, "quant": "nf4" if kernels else "int8"}
     if config.optimizer == "adamw":
         yield {"optimizer": "muon"}
     if config.ema_decay:
@@ -185,7 +209,8 @@ def built(
             resid=config.dropout_resid,
             head=config.dropout_head,
         )
-    plain = dataclasses.replace(config, compile=False)
+    state = "8bit" if config.optimizer_state == "paged_8bit" else config.optimizer_state  # paging needs CUDA
+    plain = dataclasses.replace(config, compile=False, optimizer_state=state)
     return assemble(plain, model, objective, source, steps=1, device=torch.device("cpu"))
 
 
@@ -224,5 +249,9 @@ def _notes(config: PlanConfig, device: Device) -> Iterator[str]:
         yield f"the process may take up to {KEPT} times as much: freed memory is kept, in pieces, for speed"
     if config.compile:
         yield "blocks as they are uncompiled; compiled ones keep less, not more"
+    if config.optimizer_state == "paged_8bit":
+        yield "moments are all on the device, as while there is room for them"
+    if config.offload_activations:
+        yield "what is offloaded is in main memory at once, and its way back takes no time"
     if config.processes > 1:
         yield "shares of several processes are reckoned, not run: two gathered blocks, and embedding and head"

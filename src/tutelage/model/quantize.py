@@ -215,7 +215,7 @@ def _blocks(weight: Tensor, kind: Kind, double: bool) -> dict[str, Tensor]:
     codes, scales = (torch.cat(column) for column in zip(*parts, strict=True))
     if not double:
         return {"codes": codes, "scales": scales.view(torch.int32)}
-    offset, levels = scales.mean(), torch.tensor(_dynamic_levels(), device=weight.device)
+    offset, levels = scales.mean(), torch.tensor(_dynamic_levels(), dtype=torch.float32, device=weight.device)
     small, scales = torch.ops.bitsandbytes.quantize_blockwise(scales - offset, levels, SCALES)
     stored = {"codes": codes, "scales": scales, "scale_codes": small, "levels": levels, "offset": offset}
     return {

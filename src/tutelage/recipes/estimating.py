@@ -117,15 +117,15 @@ def suggestions(
 ) -> list[tuple[dict[str, Any], Plan]]:
     """Changes that save memory with their plans: alone, by what they save, then as many as it needs."""
     print("it does not fit: trying changes", file=sys.stderr, flush=True)
-    changes = [change for change in _changes(config) if _changed(config, change) is not None]
-    alone = [(change, _planned(config, shape, device, change)) for change in changes]
+    possible = changes(config)
+    alone = [(change, _planned(config, shape, device, change)) for change in possible]
     alone = sorted(
         (row for row in alone if row[1].estimate.peak < plan.estimate.peak), key=lambda r: r[1].estimate.peak
     )
     if len(alone) < 2 or any(row[1].fits for row in alone):
         return alone
     together, combined = {}, plan
-    for change in changes:
+    for change in possible:
         if not any(change is helpful for helpful, _ in alone) or _changed(config, together | change) is None:
             continue
         together = together | change
@@ -133,6 +133,11 @@ def suggestions(
         if combined.fits:
             break
     return [*alone, (together, combined)]
+
+
+def changes(config: PlanConfig) -> list[dict[str, Any]]:
+    """What could be set otherwise, and the stage would accept."""
+    return [change for change in _changes(config) if _changed(config, change) is not None]
 
 
 def _changed(config: PlanConfig, change: dict[str, Any]) -> PlanConfig | None:
@@ -148,7 +153,7 @@ def _planned(config: PlanConfig, shape: ModelConfig, device: Device, change: dic
 
 
 def _changes(config: PlanConfig) -> Iterator[dict[str, Any]]:
-    """What could be set otherwise, of the settings that there are; what changes the result least is first."""
+    """What may save memory; what changes the result least is first."""
     rows, half = config.micro_batch_size_per_gpu, config.max_seq_len // 2
     if config.selective_ac_ratio < 1 and not config.compile:
         yield {"selective_ac_ratio": 1.0, "ac_policy": "matmul"}

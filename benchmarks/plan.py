@@ -35,12 +35,16 @@ _SMALL = "--model smollm2-135m --max_seq_len"
 CASES = {
     "15M bf16": "--model stories15M",
     "15M fp32": "--model stories15M --precision fp32",
-    "15M bf16, half recomputed": "--model stories15M --selective_ac_ratio 0.5",
     "15M bf16, documents of 100": "--model stories15M --document_tokens 100 --gradient_accum_steps 2",
     "42M bf16, EMA": "--model stories42M --ema_decay 0.999 --micro_batch_size_per_gpu 16",
     "42M bf16, Muon": "--model stories42M --optimizer muon --micro_batch_size_per_gpu 16",
+    "42M bf16, moments in 8 bits": "--model stories42M --optimizer_state 8bit --micro_batch_size_per_gpu 8",
     "135M bf16": f"{_SMALL} 512 --micro_batch_size_per_gpu 2",
     "135M bf16, LoRA": "--ckpt_paths smollm2-135m --lora --max_seq_len 512 --micro_batch_size_per_gpu 2",
+    "135M bf16, QLoRA": "--ckpt_paths smollm2-135m --lora --quant nf4 --max_seq_len 512 "
+    "--micro_batch_size_per_gpu 2",
+    "135M bf16, released": f"{_SMALL} 512 --micro_batch_size_per_gpu 1 --selective_ac_ratio 1 "
+    "--gradient_release --clip_grad_norm 0",
     "135M fp32, recomputed": f"{_SMALL} 512 --micro_batch_size_per_gpu 2 --precision fp32 "
     "--selective_ac_ratio 1",
     "135M bf16_pure, recomputed": f"{_SMALL} 1024 --micro_batch_size_per_gpu 2 --precision bf16_pure "
@@ -106,6 +110,8 @@ def _train(config: PlanPretrainConfig, shape: ModelConfig) -> None:
     """Two steps on random tokens."""
     assembled = built(config, shape, NextToken(fp32_logits=config.fp32_logits), iter(()))
     initialise_(assembled.trainer.model, seed=0)
+    for buffer in assembled.trainer.model.buffers():
+        buffer.zero_()  # codes of nothing, and scales that are numbers
     assembled.follow()
     batch, _ = batch_of(config)
     batch.tokens.random_(shape.vocab_size)

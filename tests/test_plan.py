@@ -11,8 +11,10 @@ from benchmarks.plan import in_own_process
 from tutelage.cli import main
 from tutelage.config import load
 from tutelage.errors import UserError
-from tutelage.recipes.estimating import built, plan_of, shape_of
+from tutelage.recipes.adapting import blueprint_of
+from tutelage.recipes.estimating import built, changes, plan_of, shape_of
 from tutelage.recipes.plan import PlanPretrainConfig, PlanSFTConfig
+from tutelage.recipes.quantizing import quantization_of
 from tutelage.train.devices import Device, device_named
 from tutelage.train.ledger import Ledger
 from tutelage.train.plan import sharded, standing
@@ -47,6 +49,18 @@ def test_views_are_counted_once_and_what_is_freed_no_more():
     assert (ledger.total, ledger.peak) == (4000, 12000)
 
 
+def test_what_a_cpu_copies_to_add_it_is_counted():
+    """4,000 and 2,000 bytes; bfloat16 is made float32 before it is added: 4,000 for a moment. On GPUs not."""
+    for earnest, peak in ((True, 10_000), (False, 6000)):
+        fake = FakeTensorMode()
+        ledger = Ledger(fake, earnest=earnest)
+        with fake, ledger:
+            x, y = torch.empty(1000), torch.empty(1000, dtype=torch.bfloat16)
+            x += y
+            assert (ledger.peak, ledger.total) == (peak, 6000)
+            assert sum(ledger.at_peak()[0].values()) == peak
+
+
 @pytest.mark.parametrize(
     ("flags", "weights", "masters", "optimizer"),
     [
@@ -70,7 +84,16 @@ def test_between_steps_a_weight_takes_what_its_precision_says(flags, weights, ma
     assert "gradients" not in found.resting
 
 
-@pytest.mark.parametrize("flags", ["", "--precision fp32", "--optimizer muon --ema_decay 0.9"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--precision fp32",
+        "--optimizer muon --ema_decay 0.9",
+        "--optimizer_state bf16",
+        "--gradient_release --clip_grad_norm 0",
+    ],
+)
 def test_what_a_run_says_at_its_start_agrees(flags):
     """The line that training prints is reckoned, not run: its parts are those of the plan."""
     config = load("p", PlanPretrainConfig, f"{SMALL} {flags}".split())
@@ -80,6 +103,8 @@ def test_what_a_run_says_at_its_start_agrees(flags):
         config.precision,
         muon=config.optimizer == "muon",
         averaged=bool(config.ema_decay),
+        state=config.optimizer_state,
+        released=config.gradient_release,
     )
     resting = plan(flags).estimate.resting
     for name in ("weights", "masters", "optimizer", "averages"):
@@ -159,6 +184,84 @@ def test_adapters_alone_are_trained():
     assert found.resting["weights"] == 2 * found.parameters + 4 * 32  # rotary frequencies
     assert found.resting["masters"] == 4 * found.trained
     assert base == 1_235_814_400
+
+
+@pytest.mark.parametrize(
+    ("quant", "bits"), [("nf4", 4 + 8 / 64 + 32 / 64 / 256), ("nf4 --no-quant_double", 4.5), ("int8", 8)]
+)
+def test_a_quantized_base_takes_the_bits_of_its_kind(quant, bits):
+    """By hand: scales of 64 weights, doubly quantized in 8 bits; the rest, and adapters, in bfloat16."""
+    pytest.importorskip("bitsandbytes")
+    flags = f"--ckpt_paths stories15M --lora --max_seq_len 64 --quant {quant}"
+    config = load("p", PlanSFTConfig, flags.split())
+    shape = shape_of(config)
+    coded = 6 * (4 * 288 * 288 + 3 * 288 * 768)
+    found = plan_of(config, shape, CPU).estimate
+    assert found.parameters - found.trained == shape.n_parameters
+    rest = 2 * (found.parameters - coded)
+    assert found.resting["weights"] == pytest.approx(coded * bits / 8 + rest, rel=5e-3)
+    said = standing(
+        blueprint_of(config, shape),
+        "bf16",
+        muon=False,
+        averaged=False,
+        quantization=quantization_of(config.quant, config.quant_double),
+    )
+    assert found.resting["weights"] == said["weights"] + 4 * 24  # rotary frequencies
+    shared = sharded(found, shape, "bf16", 2, quantization_of(config.quant, config.quant_double))
+    assert shared.parts["weights"] > coded * bits / 8  # codes are whole on every process
+
+
+def test_released_gradients_are_never_all_there():
+    """The optimizer's state is made without them too."""
+    flags, size = "--precision fp32 --selective_ac_ratio 1", "--max_seq_len 16 --micro_batch_size_per_gpu 1"
+    held = plan(flags, size=size).estimate
+    released = plan(f"{flags} --gradient_release --clip_grad_norm 0", size=size).estimate
+    assert held.parts["gradients"] > 0.9 * 4 * held.parameters
+    assert released.peak < held.peak - 0.7 * 4 * held.parameters
+    assert released.resting == held.resting and released.flops == held.flops
+
+
+def test_moments_in_eight_bits_take_two_bytes_and_their_scales():
+    pytest.importorskip("bitsandbytes")
+    found = []
+    for kind in ("8bit", "paged_8bit"):
+        flags = f"--model stories15M --max_seq_len 32 --optimizer_state {kind}"
+        config = load("p", PlanPretrainConfig, flags.split())
+        found.append(plan_of(config, shape_of(config), GPU).estimate)
+    narrow, paged = found
+    assert narrow.resting["optimizer"] == pytest.approx((2 + 8 / 256) * narrow.parameters, rel=0.01)
+    assert paged.resting == narrow.resting
+
+
+def test_matmuls_kept_is_between_all_kept_and_none():
+    flags = ("", "--selective_ac_ratio 1 --ac_policy matmul", "--selective_ac_ratio 1")
+    kept, matmuls, none = (plan(f"--n_layers 20 {each}").estimate for each in flags)
+    assert kept.peak > matmuls.peak > none.peak
+    assert kept.flops <= matmuls.flops < none.flops
+
+
+def test_what_is_offloaded_is_not_on_the_device(tmp_path):
+    here, away = plan("--n_layers 20").estimate, plan("--n_layers 20 --offload_activations").estimate
+    assert away.parts.get("activations", 0) < 0.3 * here.parts["activations"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "pretrain", *SMALL.split(), "--device_name", "cpu", "--offload_activations"])
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "possible", "refused"),
+    [
+        ("", {"gradient_release", "optimizer_state", "lora", "quant"}, set()),
+        ("--gradient_accum_steps 2", {"optimizer_state", "precision"}, {"gradient_release"}),
+        ("--lora", {"quant", "max_seq_len"}, {"optimizer", "optimizer_state", "gradient_release"}),
+        ("--optimizer_state bf16 --compile", {"lora"}, {"optimizer"}),
+    ],
+)
+def test_only_what_the_stage_accepts_is_suggested(flags, possible, refused):
+    config = load("p", PlanSFTConfig, f"--ckpt_paths stories15M --max_seq_len 256 {flags}".split())
+    settings = {name for change in changes(config) for name in change}
+    assert possible <= settings and not refused & settings
 
 
 def test_the_command_says_what_does_not_fit_and_what_would(tmp_path, capsys):

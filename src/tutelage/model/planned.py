@@ -25,6 +25,11 @@ def planned_flex() -> Any:
     return _kernels[-1] if _kernels else None
 
 
+def main_memory() -> str:
+    """Where to put what leaves a device; in a plan for GPUs nowhere, for its bytes are not the GPU's."""
+    return "cpu" if planned_flex() is None else "meta"
+
+
 @contextmanager
 def planned(flex: Callable[..., Tensor] | None) -> Iterator[None]:
     """Inside, tensors pass for those of a GPU with `flex` in place of FlexAttention, or (None) of a CPU."""

@@ -99,6 +99,32 @@ def quantizable(model: Transformer) -> list[str]:
     return [name for name, module in layers if isinstance(module, nn.Linear)]
 
 
+def quantized_size(model: Transformer, quantization: Quantization | None) -> tuple[int, int]:
+    """(bytes, weights): what `quantize_` would keep of its linear layers, and of how many weights."""
+    if quantization is None:
+        return 0, 0
+    size = weights = 0
+    for name in quantizable(model):
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        n, rows = linear.weight.numel(), linear.out_features
+        weights += n
+        blocks = -(-n // BLOCK)
+        if quantization.kind == "int8":
+            size += n + 2 * rows
+        elif quantization.double:
+            size += -(-n // 2) + blocks + 4 * -(-blocks // SCALES) + 4 * 256 + 4  # levels and an offset
+        else:
+            size += -(-n // 2) + 4 * blocks
+    return size, weights
+
+
+def quantized_weights(model: nn.Module) -> int:
+    """How many weights its layers have that are quantized already."""
+    layers = (m for m in model.modules() if isinstance(m, QuantizedLinear))
+    return sum(m.out_features * m.in_features for m in layers)
+
+
 @cache
 def load_library() -> None:
     """Make bitsandbytes' operators known to torch; a UserError if it is not installed."""
@@ -174,7 +200,7 @@ def _rows(weight: Tensor) -> dict[str, Tensor]:
     scales = (weight.abs().amax(1).float() / 127).bfloat16()
     smallest = torch.finfo(torch.float32).tiny  # a row of zeros has a scale of 0
     divisors = scales.float().clamp(min=smallest).unsqueeze(1)
-    rows = max(1, _PIECE // weight.shape[1])
+    rows = max(1, _piece(weight) // weight.shape[1])
     codes = [
         (part.float() / divisor).round_().clamp_(-127, 127).to(torch.int8)
         for part, divisor in zip(weight.split(rows), divisors.split(rows), strict=True)
@@ -185,17 +211,23 @@ def _rows(weight: Tensor) -> dict[str, Tensor]:
 def _blocks(weight: Tensor, kind: Kind, double: bool) -> dict[str, Tensor]:
     """4 bits. Doubly quantized, scales less their mean are codes for 256 levels, in blocks with a scale."""
     quantize = torch.ops.bitsandbytes.quantize_4bit
-    parts = [quantize(part, BLOCK, kind, torch.uint8) for part in weight.flatten().split(_PIECE)]
+    parts = [quantize(part, BLOCK, kind, torch.uint8) for part in weight.flatten().split(_piece(weight))]
     codes, scales = (torch.cat(column) for column in zip(*parts, strict=True))
     if not double:
         return {"codes": codes, "scales": scales.view(torch.int32)}
-    offset, levels = scales.mean(), torch.tensor(_dynamic_levels(), device=weight.device)
+    offset, levels = scales.mean(), torch.tensor(_dynamic_levels(), dtype=torch.float32, device=weight.device)
     small, scales = torch.ops.bitsandbytes.quantize_blockwise(scales - offset, levels, SCALES)
     stored = {"codes": codes, "scales": scales, "scale_codes": small, "levels": levels, "offset": offset}
     return {
         name: tensor.view(torch.int32) if tensor.is_floating_point() else tensor
         for name, tensor in stored.items()
     }
+
+
+def _piece(weight: Tensor) -> int:
+    return (
+        weight.numel() if weight.is_meta else _PIECE
+    )  # a plan has no data, and thousands of pieces are slow
 
 
 @cache

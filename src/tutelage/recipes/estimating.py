@@ -4,23 +4,28 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import nn
 
 from tutelage.checkpoint.hf import load_config, read_config
 from tutelage.checkpoint.hub import config_path
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.data.batch import Batch
+from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.presets import PRESETS
+from tutelage.model.quantize import quantize_
 from tutelage.model.transformer import Transformer, set_dropout
 from tutelage.objectives.base import Objective
 from tutelage.objectives.language import NextToken
-from tutelage.recipes.adapting import adapt
+from tutelage.recipes.adapting import adapt, blueprint_of
 from tutelage.recipes.assembling import Assembled, assemble
 from tutelage.recipes.plan import PlanPretrainConfig, PlanSFTConfig
 from tutelage.recipes.preparing import with_roles
+from tutelage.recipes.quantizing import quantization_of
 from tutelage.recipes.shaping import changed, named_shape
 from tutelage.train.devices import Device
 from tutelage.train.flops import flops_per_token
@@ -76,6 +81,9 @@ def shape_of(config: PlanConfig) -> ModelConfig:
 
 def plan_of(config: PlanConfig, shape: ModelConfig, device: Device) -> Plan:
     """Run a step without data, as the settings say, and reckon its time."""
+    quantization = quantization_of(
+        config.quant, config.quant_double
+    )  # its library is loaded with real tensors
     batch, pairs = batch_of(config)
     found = estimate(
         lambda objective, source: built(config, shape, objective, source),
@@ -86,7 +94,9 @@ def plan_of(config: PlanConfig, shape: ModelConfig, device: Device) -> Plan:
         pairs=pairs,
     )
     if config.processes > 1:
-        found = sharded(found, shape, config.precision, config.processes)
+        found = sharded(
+            found, shape, config.precision, config.processes, quantization, released=config.gradient_release
+        )
     positions = batch.tokens.numel()
     tokens = positions * config.gradient_accum_steps * config.processes
     mfu = config.mfu or (_MFU if device.gpu else _MFU_CPU)
@@ -95,7 +105,7 @@ def plan_of(config: PlanConfig, shape: ModelConfig, device: Device) -> Plan:
         estimate=found,
         processes=config.processes,
         tokens=tokens,
-        model_flops=flops_per_token(shape, pairs / positions) * tokens,
+        model_flops=flops_per_token(blueprint_of(config, shape), pairs / positions) * tokens,
         mfu=mfu,
         seconds=None if device.flops is None else found.flops / (device.flops * mfu),
         notes=tuple(_notes(config, device)),
@@ -107,39 +117,66 @@ def suggestions(
 ) -> list[tuple[dict[str, Any], Plan]]:
     """Changes that save memory with their plans: alone, by what they save, then as many as it needs."""
     print("it does not fit: trying changes", file=sys.stderr, flush=True)
-    alone = [(change, _changed(config, shape, device, change)) for change in _changes(config)]
+    possible = changes(config)
+    alone = [(change, _planned(config, shape, device, change)) for change in possible]
     alone = sorted(
         (row for row in alone if row[1].estimate.peak < plan.estimate.peak), key=lambda r: r[1].estimate.peak
     )
     if len(alone) < 2 or any(row[1].fits for row in alone):
         return alone
     together, combined = {}, plan
-    for change in _changes(config):
+    for change in possible:
+        if not any(change is helpful for helpful, _ in alone) or _changed(config, together | change) is None:
+            continue
         together = together | change
-        combined = _changed(config, shape, device, together)
+        combined = _planned(config, shape, device, together)
         if combined.fits:
             break
     return [*alone, (together, combined)]
 
 
-def _changed(config: PlanConfig, shape: ModelConfig, device: Device, change: dict[str, Any]) -> Plan:
+def changes(config: PlanConfig) -> list[dict[str, Any]]:
+    """What could be set otherwise, and the stage would accept."""
+    return [change for change in _changes(config) if _changed(config, change) is not None]
+
+
+def _changed(config: PlanConfig, change: dict[str, Any]) -> PlanConfig | None:
+    """The settings with the change; None where the stage would refuse them."""
+    try:
+        return dataclasses.replace(config, **change)
+    except UserError:
+        return None
+
+
+def _planned(config: PlanConfig, shape: ModelConfig, device: Device, change: dict[str, Any]) -> Plan:
     return plan_of(dataclasses.replace(config, **change), shape, device)
 
 
 def _changes(config: PlanConfig) -> Iterator[dict[str, Any]]:
-    """What could be set otherwise, of the settings that there are; what changes the result least is first."""
+    """What may save memory; what changes the result least is first."""
     rows, half = config.micro_batch_size_per_gpu, config.max_seq_len // 2
-    if config.selective_ac_ratio < 1:
-        yield {"selective_ac_ratio": 1.0}
-    if rows > 1:
+    if config.selective_ac_ratio < 1 and not config.compile:
+        yield {"selective_ac_ratio": 1.0, "ac_policy": "matmul"}
+    if config.selective_ac_ratio < 1 or config.ac_policy == "matmul":
+        yield {"selective_ac_ratio": 1.0, "ac_policy": "block"}
+    if rows > 1 and not config.gradient_release:
         yield {
             "micro_batch_size_per_gpu": 1,
             "gradient_accum_steps": config.gradient_accum_steps * rows,
         }
+    if not config.lora and not config.gradient_release:  # refused where gradients are added up
+        yield {"gradient_release": True, "clip_grad_norm": 0.0}
+    kernels, state = find_spec("bitsandbytes") is not None, config.optimizer_state
+    if not config.lora and state in (None, "fp32") and config.precision != "bf16_pure":
+        yield {"optimizer_state": "bf16"}
+    if not config.lora and state in (None, "fp32", "bf16") and kernels and config.processes == 1:
+        yield {"optimizer_state": "8bit"}
     if config.precision in ("fp32", "bf16", "fp16"):
         yield {"precision": "bf16" if config.precision == "fp32" else "bf16_pure"}
     if not config.lora and config.ckpt_paths:
         yield {"lora": True}
+    if config.quant == "none" and config.ckpt_paths:
+        yield {"lora": True, "quant": "nf4" if kernels else "int8"}
     if config.optimizer == "adamw":
         yield {"optimizer": "muon"}
     if config.ema_decay:
@@ -152,10 +189,17 @@ def built(
     config: PlanConfig, shape: ModelConfig, objective: Objective, source: Iterator[list[Batch]]
 ) -> Assembled:
     """The run's own model and trainer. Blocks are never compiled here: that needs data."""
+    quantization = quantization_of(config.quant, config.quant_double)
     before = torch.get_default_dtype()
     torch.set_default_dtype(compute_dtype(config.precision))
     try:
-        model = Transformer(shape)
+        if quantization is None:
+            model = Transformer(shape)
+        else:  # a matrix after another, as load_model reads them: never all of them before there are codes
+            with torch.device("meta"):
+                model = Transformer(shape)
+            quantize_(model, quantization)
+            _allocate(model)
         adapt(model, config)
     finally:
         torch.set_default_dtype(before)
@@ -170,8 +214,18 @@ def built(
             resid=config.dropout_resid,
             head=config.dropout_head,
         )
-    plain = dataclasses.replace(config, compile=False)
+    state = "8bit" if config.optimizer_state == "paged_8bit" else config.optimizer_state  # paging needs CUDA
+    plain = dataclasses.replace(config, compile=False, optimizer_state=state)
     return assemble(plain, model, objective, source, steps=1, device=torch.device("cpu"))
+
+
+def _allocate(model: nn.Module) -> None:
+    """Give what is on the meta device room, and nothing in it."""
+    for module in model.modules():
+        for name, p in [*module.named_parameters(recurse=False)]:
+            setattr(module, name, nn.Parameter(torch.empty_like(p, device="cpu")))
+        for name, buffer in [*module.named_buffers(recurse=False)]:
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
 
 
 def batch_of(config: PlanConfig) -> tuple[Batch, float]:
@@ -200,5 +254,9 @@ def _notes(config: PlanConfig, device: Device) -> Iterator[str]:
         yield f"the process may take up to {KEPT} times as much: freed memory is kept, in pieces, for speed"
     if config.compile:
         yield "blocks as they are uncompiled; compiled ones keep less, not more"
+    if config.optimizer_state == "paged_8bit":
+        yield "moments are all on the device, as while there is room for them"
+    if config.offload_activations:
+        yield "what is offloaded is in main memory at once, and its way back takes no time"
     if config.processes > 1:
         yield "shares of several processes are reckoned, not run: two gathered blocks, and embedding and head"

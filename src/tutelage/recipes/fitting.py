@@ -171,7 +171,7 @@ def _train(
         writers=writers,
         directory=directory,
         average=fitted.average,
-        mfu_per_rate=mfu_per_rate(config, trainer.model.config, loader, trainer.device),
+        mfu_per_rate=mfu_per_rate(config, trainer.model, loader, trainer.device),
         last=fitted.last,
         validated=fitted.validation,
     )

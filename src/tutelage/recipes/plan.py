@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from tutelage.errors import UserError
 from tutelage.recipes.pretrain import PretrainConfig
+from tutelage.recipes.saving_memory import needs_gpu
 from tutelage.recipes.sft import SFTConfig
 
 
@@ -75,8 +76,8 @@ def run(config: PlanSFTConfig | PlanPretrainConfig) -> None:
     from tutelage.train.devices import device_named
 
     device = device_named(config.device_name, config.device_memory)
-    if config.attention_impl == "flash" and not device.gpu:
-        raise UserError("attention_impl flash needs a GPU; sdpa is the fast one on CPU")
+    if not device.gpu and (words := needs_gpu(config)):
+        raise UserError(words)
     shape = shape_of(config)
     plan = plan_of(config, shape, device)
     console = Console()

@@ -22,6 +22,7 @@ from tutelage.model.transformer import Transformer
 from tutelage.recipes.adapting import Start, origin
 from tutelage.recipes.fitting import loader_words
 from tutelage.recipes.pretokenized import ShardSettings, open_shards, shard_directories
+from tutelage.recipes.quantizing import quantization_of
 from tutelage.recipes.training import TrainingConfig
 from tutelage.recipes.watching import total_steps
 from tutelage.report.trained_table import trained_table
@@ -150,6 +151,7 @@ def plan(config: TrainingConfig, blueprint: Transformer, loader: Loader, device:
         averaged=bool(config.ema_decay),
         state=config.optimizer_state,
         released=config.gradient_release,
+        quantization=quantization_of(config.quant, config.quant_double),
     )
     memory = sum(parts.values()) / 2**30 / dist.world_size()
     say(

@@ -18,7 +18,6 @@ from tutelage.errors import UserError
 from tutelage.infer.chat import stop_tokens
 from tutelage.infer.engine import generate
 from tutelage.infer.sampling import Sampling
-from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
 from tutelage.recipes.training import TrainingConfig
 from tutelage.report.metrics import MetricsFile, TensorBoard, WeightsAndBiases, Writer, read_rows
@@ -138,7 +137,7 @@ def sampler_of(
     return sample
 
 
-def mfu_per_rate(config: TrainingConfig, model: ModelConfig, loader: Loader, device: torch.device) -> float:
+def mfu_per_rate(config: TrainingConfig, model: Transformer, loader: Loader, device: torch.device) -> float:
     """Model FLOPs utilization of a run that trains on one token a second, by what its devices could do."""
     devices = dist.world_size() if device.type == "cuda" else 1  # processes on CPU share its cores
     peak = peak_flops(device, compute_dtype(config.precision)) * devices

@@ -9,8 +9,10 @@ import time
 from functools import cache
 
 import torch
+from torch import nn
 
-from tutelage.model.config import ModelConfig
+from tutelage.model.lora import LoRALayer
+from tutelage.model.transformer import Block, Transformer
 
 # Dense bfloat16 in 10^12 operations a second, from the vendors' data sheets; where these give the rate with
 # sparsity, half of it. A name has all the words of its line; the first line that fits holds.
@@ -45,18 +47,68 @@ _SMALLER = {"Laptop", "MIG", "Max", "D"}  # words of names that stand for less t
 _SECONDS = 0.5  # of measuring
 
 
-def flops_per_token(config: ModelConfig, context: float) -> float:
-    """Floating-point operations that training takes a token, forward and backward: 6 a weight, and attention.
+def flops_per_token(model: Transformer, context: float) -> float:
+    """Floating-point operations that training takes a token, forward and backward, and attention's.
 
+    A trained weight takes 6: its product, and the gradients by its input and by itself. A frozen one takes 4,
+    and 2 where nothing before it is trained. The head counts, tied or not; the embedding is no product.
     `context` is how many keys a position sees in the mean: half of a row that is one document, far less where
-    a row has many (the mean of positions + 1). The head counts, tied or not; the embedding is no product.
+    a row has many (the mean of positions + 1).
     """
-    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    layer = config.dim * (2 * queries + 2 * keys) + 3 * config.dim * config.ffn_dim
-    weights = config.n_layers * layer + config.vocab_size * config.dim
+    config, decoder = model.config, model.model
     windows = config.windows or (None,) * config.n_layers
-    seen = sum(context if window is None else min(context, window) for window in windows)
-    return 6 * weights + 12 * queries * seen
+    operations: float = _low_rank(decoder.embed_tokens, False)
+    follows = _trained(decoder.embed_tokens, decoder.role_embeddings)
+    for block, window in zip(decoder.layers, windows, strict=True):
+        assert isinstance(block, Block)
+        own, follows = _of_block(block, context if window is None else min(context, window), follows)
+        operations += own
+    follows = follows or _trained(decoder.norm)
+    head = decoder.embed_tokens if model.lm_head is None else model.lm_head
+    return operations + config.vocab_size * config.dim * (2 + 2 * follows + 2 * _trained(head))
+
+
+def _of_block(block: Block, context: float, follows: bool) -> tuple[float, bool]:
+    """Its operations a token, and whether what it gives depends on a trained weight; `follows`: its input."""
+    attention, mlp = block.self_attn, block.mlp
+    reads = follows or _trained(block.input_layernorm)
+    (q_ops, q), (k_ops, k), (v_ops, v) = (
+        _linear(layer, reads) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    products = 2 + (q or k) + q + k + v  # scores and mixture; gradients by scores, queries, keys, values
+    scores = 2.0 * attention.q_proj.out_features * context * products
+    o_ops, mixed = _linear(attention.o_proj, q or k or v)
+    follows = follows or mixed
+    reads = follows or _trained(block.post_attention_layernorm)
+    (gate_ops, gate), (up_ops, up) = (_linear(layer, reads) for layer in (mlp.gate_proj, mlp.up_proj))
+    down_ops, down = _linear(mlp.down_proj, gate or up)
+    return q_ops + k_ops + v_ops + scores + o_ops + gate_ops + up_ops + down_ops, follows or down
+
+
+def _linear(layer: nn.Linear, follows: bool) -> tuple[int, bool]:
+    """A linear layer's operations, its weight as it is or in fewer bits, its adapter's among them."""
+    weight = getattr(layer, "weight", None)  # codes have none, and are never trained
+    trained = isinstance(weight, nn.Parameter) and weight.requires_grad
+    base = layer.out_features * layer.in_features * (2 + 2 * follows + 2 * trained)
+    return base + _low_rank(layer, follows), follows or _trained(layer)
+
+
+def _low_rank(layer: nn.Module, follows: bool) -> int:
+    """Operations of the active adapter: A, then B; of an embedding B is looked up, and only A a product."""
+    name = layer.active if isinstance(layer, LoRALayer) else None
+    if not isinstance(layer, LoRALayer) or name is None or name not in layer.kinds:
+        return 0
+    a, b = layer.lora_A[name], layer.lora_B[name]
+    looked_up = isinstance(layer, nn.Embedding)
+    operations, follows = 0, follows or (looked_up and b.requires_grad)
+    for weight in (a,) if looked_up else (a, b):
+        operations += weight.numel() * (2 + 2 * follows + 2 * weight.requires_grad)
+        follows = follows or weight.requires_grad
+    return operations
+
+
+def _trained(*modules: nn.Module | None) -> bool:
+    return any(p.requires_grad for module in modules if module is not None for p in module.parameters())
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -45,7 +45,7 @@ class Ledger(TorchDispatchMode):
     def name(self, tensors: Iterator[Tensor], part: str) -> None:
         """Book these tensors under `part`, from the beginning."""
         for tensor in tensors:
-            self._names[self._book(tensor.untyped_storage())] = part
+            self._names[self._book(tensor)] = part
 
     def count_flops(self, operations: float) -> None:
         """Add to the running part's."""
@@ -69,7 +69,7 @@ class Ledger(TorchDispatchMode):
     def in_earnest(self, tensor: Tensor) -> Tensor:
         """A tensor without data that stands for this one, whose data decide how things are laid out."""
         fake = self._fake.from_tensor(tensor, static_shapes=True)
-        self._book(fake.untyped_storage())
+        self._book(fake)
         self._real[id(fake.untyped_storage())] = tensor.untyped_storage()
         return fake
 
@@ -99,15 +99,26 @@ class Ledger(TorchDispatchMode):
             self.count_flops(formula(*args, **kwargs, out_val=out))
         for tensor in (out,) if isinstance(out, Tensor) else tree_iter(out):
             if isinstance(tensor, Tensor):
-                self._book(tensor.untyped_storage())
+                self._book(tensor)
+        if self._earnest and torch.Tag.pointwise in func.tags:
+            self._add_for_a_moment(_converted(args, kwargs))
         return out
 
-    def _book(self, storage: torch.UntypedStorage) -> int:
-        """The entry of a storage, a new one if it has none."""
+    def _add_for_a_moment(self, size: int) -> None:
+        """Book what lives inside one operation only."""
+        if self.total + size > self.peak and size:
+            entry = len(self._names)
+            self._names[entry], self._risen = self.part, False
+            self.peak, self._peak_part = self.total + size, self.part
+            self._at_peak = {**self._live, entry: size}
+
+    def _book(self, tensor: Tensor) -> int:
+        """The entry of a tensor's storage, a new one if it has none; on the meta device it takes nothing."""
+        storage = tensor.untyped_storage()
         key = id(storage)
         if key in self._entries:
             return self._entries[key][0]
-        entry, size = len(self._names), storage.nbytes()
+        entry, size = len(self._names), 0 if tensor.device.type == "meta" else storage.nbytes()
         # In a backward pass only blocks that are run again record what they do.
         part = "recomputed" if self.part == "temporary" and torch.is_grad_enabled() else self.part
         # The callback holds no tensor: a storage is struck out when the last view of it goes.
@@ -151,6 +162,8 @@ class Ledger(TorchDispatchMode):
         made_of_nothing = not any(isinstance(x, Tensor) for x in tree_iter(real))
         if made_of_nothing and any(x.is_floating_point() for x in outs):
             return  # a weight decides no layout
+        if any(x.device.type == "meta" for x in outs):
+            return
         if sum(x.numel() for x in outs) > _EARNEST:
             return
         with unset_fake_temporarily():
@@ -169,3 +182,16 @@ class Ledger(TorchDispatchMode):
             with unset_fake_temporarily():
                 return constant.item()
         return 1.0 if tensor.is_floating_point() else 1
+
+
+def _converted(args: Any, kwargs: Any) -> int:
+    """Bytes of the copies that an elementwise operation on a CPU makes of tensors of narrower floats.
+
+    A kernel for CPUs reads one dtype: what is added to float32 in bfloat16 is copied whole before. On GPUs
+    kernels convert as they read.
+    """
+    tensors = [
+        x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor) and x.dim() and x.is_floating_point()
+    ]
+    widest = max((x.dtype.itemsize for x in tensors), default=0)
+    return sum(x.numel() * widest for x in tensors if x.dtype.itemsize < widest)

@@ -135,15 +135,18 @@ def _falling(kind: str, progress: float) -> float:
 
 @torch.no_grad()
 def allocate_state(optimizer: Optimizer) -> None:
-    """Make the optimizer's state exist, fresh as before a first step, so that loading can fill it."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            p.grad = torch.zeros_like(p)
+    """Make the optimizer's state exist, fresh as before a first step, so that loading can fill it.
+
+    One after another: gradients of all weights would be more than a step has that releases them.
+    """
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
-    optimizer.step()
-    optimizer.zero_grad()
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+            optimizer.step()
+            p.grad = None
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
         for p in group["params"]:

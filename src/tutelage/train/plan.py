@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tutelage.data.batch import Batch
 from tutelage.model.config import ModelConfig
 from tutelage.model.planned import planned
+from tutelage.model.quantize import Quantization, quantized_size, quantized_weights
 from tutelage.model.transformer import Transformer
 from tutelage.objectives.base import Loss, Objective
 from tutelage.train.ledger import Ledger
@@ -94,7 +95,7 @@ def estimate(
     per_step = ledger.flops.pop("step", 0.0)
     return Estimate(
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=sum(p.numel() for p in model.parameters()) + quantized_weights(model),
         peak=ledger.peak,
         parts={name: parts[name] for name in PARTS if parts.get(name)},
         peak_part=peak_part,
@@ -186,24 +187,34 @@ def _flex(ledger: Ledger, pairs: float) -> Callable[..., Tensor]:
     return flex
 
 
-def sharded(found: Estimate, shape: ModelConfig, precision: Precision, processes: int) -> Estimate:
+def sharded(
+    found: Estimate,
+    shape: ModelConfig,
+    precision: Precision,
+    processes: int,
+    quantization: Quantization | None = None,
+    *,
+    released: bool = False,
+) -> Estimate:
     """The estimate of one of several processes (FSDP2), by arithmetic.
 
     Weights, gradients and optimizer are shared out; what computing needs is gathered: embedding, norm and
     head for all of a step, blocks two at a time (one computes, the next one comes), and their gradients.
+    Codes of quantized weights are no parameters: every process has all of them.
     """
     size = compute_dtype(precision).itemsize
     with torch.device("meta"):
         model = Transformer(shape)
+    codes, coded = quantized_size(model, quantization)
     block = sum(p.numel() for p in model.model.layers[0].parameters())
     rest = sum(p.numel() for p in model.parameters()) - block * shape.n_layers
     stored = size if precision == "bf16_pure" else 4  # bytes of a master, and of its gradient
     parts = dict(found.parts)
-    parts["weights"] = (rest + 2 * block) * size
-    frozen = found.parameters - found.trained
+    parts["weights"] = (rest + 2 * (block - coded // shape.n_layers)) * size + codes
+    frozen = found.parameters - found.trained - coded
     parts["masters"] = (found.trained * stored + frozen * size) // processes
-    unsummed = 2 * block * (size + 4) * found.trained // found.parameters  # as formed, and summed in float32
-    parts["gradients"] = found.trained * stored // processes + unsummed
+    formed = 2 * min(block, found.trained // shape.n_layers) * (size + 4)  # and summed in float32
+    parts["gradients"] = formed + (0 if released else found.trained * stored // processes)
     for name in ("optimizer", "averages", "step"):
         if name in parts:
             parts[name] //= processes
@@ -215,25 +226,28 @@ _MOMENT = {"fp32": 4, "bf16": 2, "8bit": 1, "paged_8bit": 1}  # bytes
 
 
 def standing(
-    model: nn.Module,
+    model: Transformer,
     precision: Precision,
     *,
     muon: bool,
     averaged: bool,
     state: str | None = None,
     released: bool = False,
+    quantization: Quantization | None = None,
 ) -> dict[str, int]:
     """Bytes of what a step has whatever its batch: a plan's numbers by arithmetic.
 
-    `state` is in what the optimizer keeps its moments; gradients that are `released` are never all there.
+    `model` is as before it was quantized. `state` is in what the optimizer keeps its moments; gradients that
+    are `released` are never all there.
     """
+    codes, coded = quantized_size(model, quantization)
     size = compute_dtype(precision).itemsize
     stored = size if precision == "bf16_pure" else 4  # bytes of a number that the optimizer trains
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     count = sum(p.numel() for _, p in trained)
     moments = sum(p.numel() * (1 if muon and by_muon(name, p) else 2) for name, p in trained)
     return {
-        "weights": sum(p.numel() for p in model.parameters()) * size,
+        "weights": (sum(p.numel() for p in model.parameters()) - coded) * size + codes,
         "masters": count * stored if precision in ("bf16", "fp16") else 0,
         "gradients": 0 if released else count * stored,
         "optimizer": moments * (_MOMENT[state] if state else stored),

@@ -11,6 +11,7 @@ from torch._functorch import config as functorch
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from tutelage.model.adapters import active_adapter, adapter
+from tutelage.model.planned import main_memory
 from tutelage.model.transformer import Transformer
 
 # Of attention only what is fused: the scores of the other kind are larger than all else together.
@@ -83,7 +84,7 @@ def _to_main_memory(tensor: Tensor) -> Tensor | tuple[torch.device, Tensor]:
     weight = tensor if tensor._base is None else tensor._base
     if isinstance(weight, nn.Parameter) or tensor.numel() < SMALLEST:
         return tensor
-    waiting = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+    waiting = torch.empty_like(tensor, device=main_memory(), pin_memory=tensor.is_cuda)
     waiting.copy_(tensor, non_blocking=tensor.is_cuda)
     return tensor.device, waiting
 

@@ -13,6 +13,7 @@ from tutelage.data.batch import Batch
 from tutelage.model.planned import on_gpu
 from tutelage.model.transformer import Transformer
 
+_ROWS = 4096  # of the head's gradient, added at a time
 CHUNK_ELEMENTS = 1 << 24  # logits held at a time: 32 MiB in bfloat16, whatever the vocabulary
 
 
@@ -135,8 +136,20 @@ def _chunk_loss(
     odds = odds.to(states.dtype).scatter_(1, chosen, 0.0)
     scale = weights[:, None] / total  # makes slopes of odds, beside D rather than V
     if head_grad is not None:
-        head_grad += odds.t() @ (states * scale).to(states.dtype)
+        _add_(head_grad, odds.t() @ (states * scale).to(states.dtype))
     return loss, (odds @ head) * scale + head[targets] * slope, slope  # the second is float32
+
+
+def _add_(total: Tensor, part: Tensor) -> None:
+    """Add bfloat16 to float32; on CPU in pieces, since PyTorch first makes a float32 copy of what it adds.
+
+    Compiled it makes none, but would copy all to change some rows.
+    """
+    pieces = (total,), (part,)
+    if total.device.type == "cpu" and part.dtype != total.dtype and not torch.compiler.is_compiling():
+        pieces = total.split(_ROWS), part.split(_ROWS)
+    for into, more in zip(*pieces, strict=True):
+        into += more
 
 
 class _TokenLogps(torch.autograd.Function):

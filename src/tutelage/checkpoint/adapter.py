@@ -74,6 +74,8 @@ def collected(
         layers[layer] = LowRank(a, b, kind.scale, None if magnitude is None else magnitude.float())
         dropout = kind.dropout
     full = {key: value for key, value in trained.items() if key not in taken}
+    both = [layer for layer in layers if f"{layer}.weight" in full]
+    assert not both, f"trained by an adapter and in full at once: {both[:_SHOWN]}"
     return StoredAdapter("the trained adapter", layers, full, dropout, rslora)
 
 
@@ -148,29 +150,33 @@ def _by(shape: Sequence[int]) -> str:
 
 
 class Merged:
-    """Weights with an adapter in them: every row is computed when it is read."""
+    """Weights with an adapter in them: every row is computed when it is read.
 
-    def __init__(self, source: Source, stored: StoredAdapter):
+    `tied` is whether the result is; of a tied model it can be another than the source's.
+    """
+
+    def __init__(self, source: Source, stored: StoredAdapter, *, tied: bool):
         self.where = f"{source.where} with {stored.where}"
         self.shapes, self.problems, self.dtype = dict(source.shapes), source.problems, source.dtype
         self._source = source
         self._low = {f"{layer}.weight": low for layer, low in stored.layers.items()}
         self._full = stored.full
-        changed = {EMBEDDING, HEAD} & {*self._low, *self._full}
-        if changed == {EMBEDDING, HEAD} and HEAD not in self.shapes:
-            changed = {EMBEDDING}
-        if ROLES in stored.full:
-            self.shapes[ROLES] = tuple(stored.full[ROLES].shape)
-        self._head_is_embedding = HEAD in changed and HEAD not in self.shapes
+        self._head_is_embedding = not tied and HEAD not in self.shapes  # the stored one, without its change
         if self._head_is_embedding:
             self.shapes[HEAD] = self.shapes[EMBEDDING]
+        elif tied and EMBEDDING in {*self._low, *self._full}:
+            self.shapes.pop(HEAD, None)  # a copy of what the embedding was
+        if ROLES in stored.full:
+            self.shapes[ROLES] = tuple(stored.full[ROLES].shape)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start..stop of the tensor `name`, as the adapter makes them, float32 where it changes them."""
+        low = self._low.get(name)
         if name in self._full:
-            return self._full[name][start:stop]
-        stored = EMBEDDING if name == HEAD and self._head_is_embedding else name
-        rows, low = self._source.rows(stored, start, stop), self._low.get(name)
+            rows = self._full[name][start:stop]
+        else:
+            stored = EMBEDDING if name == HEAD and self._head_is_embedding else name
+            rows = self._source.rows(stored, start, stop)
         if low is None:
             return rows
         rows = rows.float() + low.scale * (low.b[start:stop].float() @ low.a.float())
@@ -198,7 +204,7 @@ def merged(
     check_fits(config, stored)
     if stored.fingerprint and not force:
         check_trained_on(stored, fingerprint(source), source.where)
-    return config, Merged(Rounded(source, trained_on) if trained_on else source, stored)
+    return config, Merged(Rounded(source, trained_on) if trained_on else source, stored, tied=config.tied)
 
 
 def check_trained_on(stored: StoredAdapter, found: str, where: str, *, force: bool = False) -> None:
@@ -227,10 +233,11 @@ def for_tied(stored: StoredAdapter) -> StoredAdapter | None:
 
 
 def _change(stored: StoredAdapter, name: str) -> Tensor | None:
-    if name in stored.full:
-        return stored.full[name].float()
-    low = stored.layers.get(name.removesuffix(".weight"))
-    return None if low is None else low.scale * (low.b.float() @ low.a.float())
+    full, low = stored.full.get(name), stored.layers.get(name.removesuffix(".weight"))
+    if low is None:
+        return None if full is None else full.float()
+    change = low.scale * (low.b.float() @ low.a.float())
+    return change if full is None else full.float() + change
 
 
 def fingerprint(source: Source) -> str:

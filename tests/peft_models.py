@@ -6,7 +6,7 @@ from typing import Any
 
 import peft
 import torch
-from tiny_models import oracle, ours
+from tiny_models import oracle, ours, positions_of, random_tokens
 
 from tutelage.checkpoint.adapter import attach_, collected
 from tutelage.checkpoint.peft import read_peft, write_peft
@@ -62,3 +62,22 @@ def saved_by_us(model: Transformer, directory: Path, *, rslora: bool = False) ->
     stored = collected(model, trained | frozen, rslora=rslora)
     write_peft(stored, directory, config=model.config, base="tiny", fingerprint=None, dtype=torch.float32)
     return directory
+
+
+def based(directory: Path, name: str) -> Path:
+    """The directory that the tiny model of transformers is written into."""
+    oracle(name).save_pretrained(directory)
+    return directory
+
+
+@torch.no_grad()
+def logits_of(model: Transformer) -> torch.Tensor:
+    """Our model's answers to some tokens."""
+    tokens = random_tokens(2, 12)
+    return model.unembed(model(tokens, positions_of(tokens)))
+
+
+@torch.no_grad()
+def theirs_of(model: peft.PeftModel) -> torch.Tensor:
+    """PEFT's answers to the same."""
+    return model(random_tokens(2, 12)).logits

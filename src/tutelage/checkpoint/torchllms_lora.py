@@ -40,7 +40,7 @@ def read_torchllms(path: Path, config: ModelConfig) -> StoredAdapter:
         if last in ("lora_A", "lora_B"):
             parts.setdefault(ours, {})[last] = tensor
         else:
-            full[f"{ours}.{last}"] = _turned(ours, tensor, config, pairs_to_halves)
+            full[f"{ours}.{last}"] = _halves(ours, tensor, config, path)
     layers = {}
     for layer, found in parts.items():
         if set(found) != {"lora_A", "lora_B"}:
@@ -48,9 +48,10 @@ def read_torchllms(path: Path, config: ModelConfig) -> StoredAdapter:
         a, b = found["lora_A"], found["lora_B"]
         if _is_embedding(layer):  # there A is (vocabulary, rank) and B (rank, dim)
             a, b = b, a
-        if (len(a), b.shape[1]) != (rank, rank):
-            raise UserError(f"{path}: {layer} has rank {len(a)}, {ARGS} says {rank}")
-        layers[layer] = LowRank(a, _turned(layer, b, config, pairs_to_halves), scale)
+        if a.ndim != 2 or b.ndim != 2 or (len(a), b.shape[1]) != (rank, rank):
+            shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+            raise UserError(f"{path}: the matrices of {layer} are {shapes}, {ARGS} says rank {rank}")
+        layers[layer] = LowRank(a, _halves(layer, b, config, path), scale)
     if not state:
         raise UserError(f"{path} holds no weights")
     return StoredAdapter(str(path), layers, full, dropout=values.get("lora_dropout") or 0.0)
@@ -122,6 +123,13 @@ def write_torchllms(stored: StoredAdapter, path: Path, config: ModelConfig) -> N
         "lora_embedding": "model.embed_tokens" in stored.layers,
     }
     (path.parent / ARGS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _halves(layer: str, tensor: Tensor, config: ModelConfig, path: Path) -> Tensor:
+    if layer.endswith((".q_proj", ".k_proj")) and (not tensor.ndim or len(tensor) % config.head_dim):
+        shape = tuple(tensor.shape)
+        raise UserError(f"{path} was made for another model: {layer} is {shape}, a head {config.head_dim}")
+    return _turned(layer, tensor, config, pairs_to_halves)
 
 
 def _turned(layer: str, tensor: Tensor, config: ModelConfig, order) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import peft
 import pytest
@@ -11,11 +12,13 @@ from safetensors.torch import load_file, save_file
 from tiny_models import oracle, ours
 from transformers import AutoModelForCausalLM
 
-from tutelage.checkpoint.adapter import StoredAdapter, attach_, collected, merged
+from tutelage.checkpoint.adapter import StoredAdapter, attach_, check_fits, collected, merged
 from tutelage.checkpoint.hf import load_model
 from tutelage.checkpoint.peft import read_peft, write_peft
 from tutelage.checkpoint.shards import Shards
+from tutelage.errors import UserError
 from tutelage.model.adapters import LoRASettings, add_lora_
+from tutelage.model.quantize import Quantization
 from tutelage.train.freezing import unfreeze_
 
 
@@ -106,3 +109,31 @@ def test_a_layer_in_full_and_with_an_adapter_is_the_sum_of_both(tmp_path):
     add_lora_(model, LoRASettings(rank=4))
     with pytest.raises(AssertionError, match="by an adapter and in full at once"):
         collected(model, dict(model.named_parameters()))
+
+
+@pytest.mark.parametrize("config_says", [True, False])
+@pytest.mark.parametrize("chosen", [["lm_head"], ["embed_tokens"]])
+def test_a_model_with_one_matrix_refuses_an_adapter_for_two(chosen, config_says, tmp_path):
+    stored = read_peft(saved_by_peft(by_peft("llama tied", r=4, target_modules=chosen), tmp_path))
+    model = ours(oracle("llama tied"))
+    model.config = replace(model.config, tied=config_says)  # of a run, which knows what will become of it
+    with pytest.raises(UserError, match="changes the embedding and the head apart"):
+        attach_(model, stored)
+
+
+def test_a_layer_in_full_is_not_put_on_a_quantized_one(tmp_path):
+    options = {"target_modules": ["v_proj"], "modules_to_save": ["q_proj"]}
+    adapter = saved_by_peft(by_peft("llama", r=4, **options), tmp_path / "adapter")
+    base = based(tmp_path / "base", "llama")
+    model = load_model(base, quantization=Quantization(kind="int8"))
+    with pytest.raises(UserError, match="q_proj.weight in full, .* leave out --quant"):
+        attach_(model, read_peft(adapter))
+
+
+def test_magnitudes_of_another_size_are_named(tmp_path):
+    directory = saved_by_peft(by_peft("llama", r=4, use_dora=True), tmp_path)
+    stored = read_peft(directory)
+    layer = "model.layers.0.mlp.up_proj"
+    wrong = replace(stored.layers[layer], magnitude=torch.ones(7))
+    with pytest.raises(UserError, match=f"{layer} has 48 rows, the adapter magnitudes 7"):
+        check_fits(ours(oracle("llama")).config, replace(stored, layers=stored.layers | {layer: wrong}))

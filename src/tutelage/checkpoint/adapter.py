@@ -18,6 +18,7 @@ from tutelage.errors import UserError
 from tutelage.model.adapters import DEFAULT, adapt_, use_adapter
 from tutelage.model.config import ModelConfig
 from tutelage.model.lora import Kind, LoRALayer
+from tutelage.model.quantize import QuantizedLinear
 from tutelage.model.roles import PARAMETER as ROLES
 from tutelage.model.transformer import Transformer
 
@@ -98,7 +99,7 @@ def same(one: StoredAdapter, other: StoredAdapter | None) -> bool:
 
 def attach_(model: Transformer, stored: StoredAdapter, name: str = DEFAULT) -> None:
     """Put an adapter on the model as its active one, to be trained further, and freeze everything else."""
-    if model.config.tied:
+    if model.lm_head is None:
         together = for_tied(stored)
         if together is None:
             raise UserError(
@@ -107,6 +108,12 @@ def attach_(model: Transformer, stored: StoredAdapter, name: str = DEFAULT) -> N
             )
         stored = together
     check_fits(model.config, stored)
+    for key in stored.full:
+        if key.endswith(".weight") and isinstance(model.get_submodule(key[:-7]), QuantizedLinear):
+            raise UserError(
+                f"{stored.where} holds {key} in full, which in a quantized layer would not be what it "
+                "was trained to; leave out --quant"
+            )
     model.requires_grad_(False)
     for layer, low in stored.layers.items():
         module = model.get_submodule(layer)
@@ -136,6 +143,8 @@ def check_fits(config: ModelConfig, stored: StoredAdapter) -> None:
             odd.append(f"{layer} is no layer of the model")
         elif weight != change:
             odd.append(f"{layer} is {_by(weight)} in the model, the adapter changes {_by(change)}")
+        elif low.magnitude is not None and tuple(low.magnitude.shape) != weight[:1]:
+            odd.append(f"{layer} has {weight[0]} rows, the adapter magnitudes {_by(low.magnitude.shape)}")
     for key, value in stored.full.items():
         if shapes.get(key) != tuple(value.shape):
             there = _by(shapes[key]) if key in shapes else "missing"

@@ -56,9 +56,18 @@ def test_an_adapter_that_changed_its_base_is_refused_until_peft_makes_it_plain(s
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("start", ["corda", "loftq", "lora_ga", "OLoRA", "something new"])
-def test_starts_are_refused_unless_known_to_leave_the_base_alone(start, tmp_path):
-    with pytest.raises(UserError, match="init_lora_weights"):
+@pytest.mark.parametrize(
+    "start, remedy",
+    [
+        ("corda", "save it with PEFT's path_initial"),
+        ("lora_ga", "save it with PEFT's path_initial"),
+        ("OLoRA", "save it with PEFT's path_initial"),
+        ("loftq", "merge it with PEFT"),
+        ("something new", "merge it with PEFT"),
+    ],
+)
+def test_starts_are_refused_unless_known_to_leave_the_base_alone(start, remedy, tmp_path):
+    with pytest.raises(UserError, match=f"init_lora_weights = '{start}' changed the base model.*{remedy}"):
         read_peft(with_config(written(tmp_path), init_lora_weights=start))
 
 

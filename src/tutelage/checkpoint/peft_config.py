@@ -27,6 +27,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "monteclora_config": (None,),
 }
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # others change the base as well
+_UNDONE = ("pissa", "olora", "corda", "lora_ga")  # by PEFT, when it saves
 _IN_BLOCKS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 _BLOCK = re.compile(r"(.*\blayers\.)(\d+)(\..+)")
 
@@ -48,9 +49,10 @@ def read_config(where: Path) -> dict[str, Any]:
             raise UserError(f"{where}: {key} = {values[key]!r} is not supported; only {neutral[0]!r} is")
     start = values.get("init_lora_weights")
     if (start.lower() if isinstance(start, str) else start) not in _PLAIN_STARTS:
+        plain = "save it with PEFT's path_initial_model_for_weight_conversion, which makes a plain one"
         raise UserError(
-            f"{where}: init_lora_weights = {start!r} changed the base model too, and these files do not "
-            "say how; save it with PEFT's path_initial_model_for_weight_conversion, which makes a plain one"
+            f"{where}: init_lora_weights = {start!r} changed the base model too, and these files do not say "
+            f"how; {plain if str(start).lower().startswith(_UNDONE) else 'merge it with PEFT'}"
         )
     _check_numbers(where, values)
     _check_patterns(where, values)

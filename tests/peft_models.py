@@ -6,7 +6,7 @@ from typing import Any
 
 import peft
 import torch
-from tiny_models import oracle, ours, positions_of, random_tokens
+from tiny_models import oracle, ours, positions_of
 
 from tutelage.checkpoint.adapter import attach_, collected
 from tutelage.checkpoint.peft import read_peft, write_peft
@@ -70,14 +70,17 @@ def based(directory: Path, name: str) -> Path:
     return directory
 
 
-@torch.no_grad()
-def logits_of(model: Transformer) -> torch.Tensor:
-    """Our model's answers to some tokens."""
-    tokens = random_tokens(2, 12)
+def shuffle_(model: Transformer, seed: int = 5, std: float = 0.2) -> Transformer:
+    """Random values for every matrix of the active adapter."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if ".lora_" in name and p.requires_grad:
+                around = p if "magnitude" in name else 0.0
+                p.copy_(around + std * torch.randn(p.shape, generator=draw))
+    return model
+
+
+def logits_of(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
+    """(B, T, V)"""
     return model.unembed(model(tokens, positions_of(tokens)))
-
-
-@torch.no_grad()
-def theirs_of(model: peft.PeftModel) -> torch.Tensor:
-    """PEFT's answers to the same."""
-    return model(random_tokens(2, 12)).logits

@@ -142,7 +142,7 @@ def test_a_run_goes_on_only_from_the_model_it_began_with(made, tmp_path, monkeyp
 
     save_model(model, model.config, other, dtype=torch.float32)
     words[words.index(str(made.model))] = str(other)
-    assert "was trained from another model than" in refused(run(*words, "--resume"))
+    assert "was trained from another model than ckpt_paths" in refused(run(*words, "--resume"))
 
 
 @pytest.mark.parametrize(

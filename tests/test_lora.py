@@ -6,8 +6,17 @@ import warnings
 import peft
 import pytest
 import torch
-from peft_models import KINDS, LINEARS, by_peft, ours_with, saved_by_peft, saved_by_us
-from tiny_models import oracle, ours, positions_of, random_tokens
+from peft_models import (
+    KINDS,
+    LINEARS,
+    by_peft,
+    logits_of,
+    ours_with,
+    saved_by_peft,
+    saved_by_us,
+    shuffle_,
+)
+from tiny_models import oracle, ours, random_tokens
 
 from tutelage.checkpoint.adapter import attach_
 from tutelage.checkpoint.peft import read_peft
@@ -16,22 +25,14 @@ from tutelage.infer.engine import generate
 from tutelage.infer.sampling import Sampling
 from tutelage.model.adapters import (
     LoRASettings,
-    adapter,
     add_lora_,
-    merge_,
     settle_,
     targets_of,
-    trained_beside,
-    use_adapter,
-    without_adapters,
 )
 from tutelage.model.lora import LoRALayer
+from tutelage.model.merge import merge_
 
 FAMILIES = ("llama", "llama tied", "qwen2", "mistral head_dim")
-
-
-def logits_of(model, tokens):
-    return model.unembed(model(tokens, positions_of(tokens)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -91,17 +92,6 @@ def loaded_by_peft(family, directory):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return peft.PeftModel.from_pretrained(oracle(family), directory).eval()
-
-
-def shuffle_(model, seed=5, std=0.2):
-    """Random values for every matrix of the active adapter."""
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if ".lora_" in name and p.requires_grad:
-                around = p if "magnitude" in name else 0.0
-                p.copy_(around + std * torch.randn(p.shape, generator=draw))
-    return model
 
 
 def test_text_trained_here_and_read_by_peft_is_the_same(tmp_path):
@@ -201,60 +191,6 @@ def test_dropout_with_embeddings_trains():
     """torchllms dropped token ids there, which no dropout takes."""
     model = add_lora_(ours(oracle("llama tied")), LoRASettings(rank=4, dropout=0.5, embedding=True)).train()
     logits_of(model, random_tokens(1, 5)).sum().backward()
-
-
-@pytest.mark.parametrize(
-    "settings", [{}, {"dora": True}, {"init": "pissa"}, {"embedding": True, "head": True}]
-)
-def test_without_adapters_the_model_is_the_base(settings):
-    base = ours(oracle("llama tied"))
-    model = add_lora_(copy.deepcopy(base), LoRASettings(rank=4, **settings))
-    settle_(model)
-    shuffle_(model)
-    tokens = random_tokens(2, 9)
-    changed, expected = logits_of(model, tokens), logits_of(base, tokens)
-    with without_adapters(model):
-        torch.testing.assert_close(logits_of(model, tokens), expected, atol=1e-4, rtol=1e-5)
-    assert torch.equal(logits_of(model, tokens), changed) and not torch.allclose(changed, expected, atol=0.1)
-
-
-def test_what_is_trained_beside_is_its_old_self_in_the_reference():
-    base = ours(oracle("llama"))
-    model = add_lora_(copy.deepcopy(base), LoRASettings(rank=4))
-    model.model.norm.weight.requires_grad_(True)
-    first = trained_beside(model)
-    assert list(first) == ["model.norm.weight"]
-    shuffle_(model)
-    with torch.no_grad():
-        model.model.norm.weight.mul_(2)
-    tokens = random_tokens(1, 9)
-    changed = logits_of(model, tokens)
-    with without_adapters(model, first):
-        assert torch.equal(logits_of(model, tokens), logits_of(base, tokens))
-    assert torch.equal(logits_of(model, tokens), changed)
-    with pytest.raises(AssertionError, match="nobody kept"), without_adapters(model):
-        pass
-
-
-def test_several_adapters_share_one_base_and_switch_without_copies():
-    model = ours(oracle("llama tied"))
-    one = shuffle_(add_lora_(copy.deepcopy(model), LoRASettings(rank=4)), seed=1)
-    two = shuffle_(
-        add_lora_(copy.deepcopy(model), LoRASettings(rank=2, alpha=1, targets=("v_proj",))), seed=2
-    )
-    shuffle_(add_lora_(model, LoRASettings(rank=4), name="policy"), seed=1)
-    shuffle_(add_lora_(model, LoRASettings(rank=2, alpha=1, targets=("v_proj",)), name="value"), seed=2)
-    tokens = random_tokens(2, 9)
-    pointers = [p.data_ptr() for p in model.parameters()]
-    for name, alone in (("policy", one), ("value", two), ("policy", one)):
-        use_adapter(model, name)
-        assert torch.equal(logits_of(model, tokens), logits_of(alone, tokens))
-        learning = {key.rsplit(".", 1)[-1] for key, p in model.named_parameters() if p.requires_grad}
-        assert learning == {name}
-    with adapter(model, "value"):
-        assert torch.equal(logits_of(model, tokens), logits_of(two, tokens))
-    assert torch.equal(logits_of(model, tokens), logits_of(one, tokens))
-    assert pointers == [p.data_ptr() for p in model.parameters()]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

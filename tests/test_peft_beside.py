@@ -7,9 +7,9 @@ from dataclasses import replace
 import peft
 import pytest
 import torch
-from peft_models import based, by_peft, logits_of, saved_by_peft, theirs_of
+from peft_models import based, by_peft, logits_of, saved_by_peft
 from safetensors.torch import load_file, save_file
-from tiny_models import oracle, ours
+from tiny_models import oracle, ours, random_tokens
 from transformers import AutoModelForCausalLM
 
 from tutelage.checkpoint.adapter import StoredAdapter, attach_, check_fits, collected, merged
@@ -20,6 +20,8 @@ from tutelage.errors import UserError
 from tutelage.model.adapters import LoRASettings, add_lora_
 from tutelage.model.quantize import Quantization
 from tutelage.train.freezing import unfreeze_
+
+TOKENS = random_tokens(2, 12)
 
 
 @pytest.mark.parametrize("stored", [False, True], ids=["", "head stored"])
@@ -33,7 +35,7 @@ def test_embedding_and_head_of_a_tied_model_that_change_apart(how, chosen, store
         store_head(base)
     model = load_model(base, adapters=[saved_by_peft(theirs, tmp_path / "adapter")])
     assert not model.config.tied
-    torch.testing.assert_close(logits_of(model), theirs_of(theirs), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits_of(model, TOKENS), theirs(TOKENS).logits, atol=1e-4, rtol=1e-4)
 
 
 def store_head(base):
@@ -51,7 +53,7 @@ def test_a_tied_model_whose_file_stores_the_head_too_stays_tied_with_an_adapter_
     store_head(base)
     model = load_model(base, adapters=[saved_by_peft(theirs, tmp_path / "adapter")])
     assert model.config.tied
-    torch.testing.assert_close(logits_of(model), theirs_of(theirs), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits_of(model, TOKENS), theirs(TOKENS).logits, atol=1e-4, rtol=1e-4)
 
 
 WHOLE = ["input_layernorm", "k_proj", "model.norm", "post_attention_layernorm"]
@@ -90,9 +92,9 @@ def test_peft_loads_biases_that_were_trained(targets, unfrozen, bias, whole, tmp
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
-    torch.testing.assert_close(theirs_of(theirs), logits_of(model), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(theirs(TOKENS).logits, logits_of(model, TOKENS), atol=1e-4, rtol=1e-4)
     again = load_model(tmp_path / "base", adapters=[tmp_path / "adapter"])
-    torch.testing.assert_close(logits_of(again), logits_of(model), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits_of(again, TOKENS), logits_of(model, TOKENS), atol=1e-4, rtol=1e-4)
 
 
 def test_a_layer_in_full_and_with_an_adapter_is_the_sum_of_both(tmp_path):

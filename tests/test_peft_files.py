@@ -5,13 +5,16 @@ import json
 import peft
 import pytest
 import torch
-from peft_models import KINDS, LINEARS, based, by_peft, logits_of, saved_by_peft, theirs_of
+from peft_models import KINDS, LINEARS, based, by_peft, logits_of, saved_by_peft
 from safetensors.torch import load_file, save_file
+from tiny_models import random_tokens
 from transformers import AutoModelForCausalLM
 
 from tutelage.checkpoint.hf import load_model
 from tutelage.checkpoint.peft import read_peft
 from tutelage.errors import UserError
+
+TOKENS = random_tokens(2, 12)
 
 
 def written(directory, **options):
@@ -46,13 +49,13 @@ def test_an_adapter_that_changed_its_base_is_refused_until_peft_makes_it_plain(s
         for p in model.parameters():
             if p.requires_grad:
                 p.add_(0.1 * torch.randn(p.shape, generator=draw))
-    expected = theirs_of(model)
+    expected = model(TOKENS).logits
     with pytest.raises(UserError, match=f"init_lora_weights = '{start}' .*path_initial_model_for_weight"):
         read_peft(saved_by_peft(model, tmp_path / "as_it_is"))
     model.save_pretrained(
         tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "start")
     )
-    found = logits_of(load_model(base, adapters=[tmp_path / "plain"]))
+    found = logits_of(load_model(base, adapters=[tmp_path / "plain"]), TOKENS)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -170,7 +173,7 @@ def test_what_peft_writes_whole_is_read(options, tmp_path):
     theirs = by_peft(family, **{"r": 4, "lora_alpha": 6} | options)
     base = based(tmp_path / "base", family)
     model = load_model(base, adapters=[saved_by_peft(theirs, tmp_path / "adapter")])
-    torch.testing.assert_close(logits_of(model), theirs_of(theirs), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits_of(model, TOKENS), theirs(TOKENS).logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,7 +22,7 @@ from tutelage.model.quantize import QuantizedLinear
 from tutelage.model.roles import PARAMETER as ROLES
 from tutelage.model.transformer import Transformer
 
-_SAMPLED = 64  # values of each tensor that a fingerprint reads
+_ROWS, _VALUES = 12, 24  # of each tensor, and of each of its rows, that a fingerprint reads
 _SHOWN = 4
 
 
@@ -212,7 +212,7 @@ def merged(
         config = replace(config, role_embeddings=True)
     check_fits(config, stored)
     if stored.fingerprint and not force:
-        check_trained_on(stored, fingerprint(source), source.where)
+        check_trained_on(stored, fingerprint(config, source), source.where)
     return config, Merged(Rounded(source, trained_on) if trained_on else source, stored, tied=config.tied)
 
 
@@ -249,15 +249,17 @@ def _change(stored: StoredAdapter, name: str) -> Tensor | None:
     return change if full is None else full.float() + change
 
 
-def fingerprint(source: Source) -> str:
-    """What tells a model from another of its shape: a hash of some values of every tensor, as bfloat16.
+def fingerprint(config: ModelConfig, source: Source) -> str:
+    """What tells a model from another of its shape: a hash of values from all over every tensor, as bfloat16.
 
     The same for copies in float32 and bfloat16, and for an adapter merged while loading or before it.
     """
     digest = hashlib.sha256()
-    for name in sorted(source.shapes):
-        if name.endswith("rotary_emb.inv_freq"):
+    for name, shape in sorted(source.shapes.items()):
+        if name.endswith("rotary_emb.inv_freq") or (config.tied and name == HEAD):
             continue
-        values = source.rows(name, 0, 1).flatten()[:_SAMPLED].to(torch.bfloat16)
-        digest.update(name.encode() + values.contiguous().view(torch.int16).numpy().tobytes())
+        for row in sorted({int(place) for place in torch.linspace(0, shape[0] - 1, _ROWS)}):
+            values = source.rows(name, row, row + 1).flatten()
+            values = values[:: max(1, len(values) // _VALUES)].to(torch.bfloat16).contiguous()
+            digest.update(name.encode() + values.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -19,9 +19,9 @@ from tutelage.checkpoint.adapter import StoredAdapter, fingerprint, merged
 from tutelage.checkpoint.gguf import GGUFSource, gguf_config
 from tutelage.checkpoint.hub import local_path
 from tutelage.checkpoint.llama2c import Llama2cSource, find_llama2c
+from tutelage.checkpoint.note import read_note
 from tutelage.checkpoint.peft import CONFIG as ADAPTER_CONFIG
 from tutelage.checkpoint.peft import read_peft
-from tutelage.checkpoint.rounded import Rounding
 from tutelage.checkpoint.shards import INDEX, SINGLE, Shards
 from tutelage.checkpoint.source import Source, check, fill, parameter_shapes
 from tutelage.checkpoint.tokenizer import find_gguf
@@ -67,16 +67,16 @@ def load_model(
     adapters: Sequence[str | Path] = (),
     force: bool = False,
     quantization: Quantization | None = None,
-    trained_on: Rounding | None = None,
+    as_trained: bool = True,
 ) -> Transformer:
     """The model at `path` (a directory, a model file or a hub id), in `dtype` or that of most of its weights.
 
     `adapters` are merged into it in turn, each refused on a model that it was not trained on, unless
     `force`d. `dtype` may differ by name. Peak memory is the weights and some tens of megabytes: they
-    are read piece by piece into their place; quantized, the small weights and one matrix more. The last
-    adapter may have been `trained_on` quantized weights: then they are what it goes into, in `dtype`.
+    are read piece by piece into their place; quantized, the small weights and one matrix more. An
+    adapter that was trained on quantized weights goes into what they stand for, unless not `as_trained`.
     """
-    config, source = _open(local_path(path), adapters, force=force, trained_on=trained_on)
+    config, source = _open(local_path(path), adapters, force=force, as_trained=as_trained)
     return fill(config, source, dtype or source.dtype, device, quantization)
 
 
@@ -92,7 +92,7 @@ def stored_dtype(path: str | Path) -> torch.dtype:
 
 def fingerprint_of(path: str | Path, adapters: Sequence[str | Path] = ()) -> str:
     """What tells the model at `path`, with these adapters in it, from others of its shape."""
-    return fingerprint(_open(local_path(path), adapters, force=True)[1])
+    return fingerprint(*_open(local_path(path), adapters, force=True))
 
 
 def read_adapter(path: str | Path, config: ModelConfig) -> StoredAdapter:
@@ -111,15 +111,15 @@ def _open(
     adapters: Sequence[str | Path] = (),
     *,
     force: bool = False,
-    trained_on: Rounding | None = None,
+    as_trained: bool = True,
 ) -> tuple[ModelConfig, Source]:
     """Config and weights of `path`, found to fit, with adapters in them."""
     config, source = _open_base(path)
-    for number, adapter in enumerate(adapters):
-        rounded = trained_on if number == len(adapters) - 1 else None
-        config, source = merged(
-            config, source, read_adapter(adapter, config), force=force, trained_on=rounded
-        )
+    for adapter in adapters:
+        adapter = local_path(adapter)
+        rounding = read_note(adapter).rounding if as_trained else None
+        stored = read_adapter(adapter, config)
+        config, source = merged(config, source, stored, force=force, trained_on=rounding)
     return config, source
 
 

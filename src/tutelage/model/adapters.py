@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tutelage.errors import UserError
 from tutelage.model.lora import Kind, LoRAEmbedding, LoRALayer, LoRALinear, LoRAQuantizedLinear
@@ -55,7 +56,7 @@ def fits(pattern: str, name: str) -> bool:
     return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
 
 
-_ADAPTED: dict[type, type] = {
+ADAPTED: dict[type, type] = {
     nn.Linear: LoRALinear,
     nn.Embedding: LoRAEmbedding,
     QuantizedLinear: LoRAQuantizedLinear,
@@ -67,6 +68,10 @@ def targets_of(model: Transformer, settings: LoRASettings, *, without: Iterable[
     layers = {name: m for name, m in model.named_modules() if _adaptable(m)}
     chosen = set()
     for pattern in settings.targets:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"lora_targets: {pattern} is no regular expression: {error}") from error
         found = {name for name in layers if fits(pattern, name)}
         if not found:
             raise UserError(
@@ -81,13 +86,17 @@ def targets_of(model: Transformer, settings: LoRASettings, *, without: Iterable[
     if settings.head:
         chosen.add(HEAD if HEAD in layers else EMBEDDING)  # tied, they are one matrix
     chosen -= set(without)
+    for flag, pairs in (("lora_rank_pattern", settings.ranks), ("lora_alpha_pattern", settings.alphas)):
+        for pattern, _ in pairs:
+            if not any(fits(pattern, name) for name in chosen):
+                raise UserError(f"{flag}: no layer with an adapter is named {pattern}")
     if not chosen:
         raise UserError("no layer is left for an adapter; leave out --lora, or lora_unfrozen_params")
     return [name for name in layers if name in chosen]
 
 
 def _adaptable(module: nn.Module) -> bool:
-    return isinstance(module, LoRALayer) or type(module) in _ADAPTED
+    return isinstance(module, LoRALayer) or type(module) in ADAPTED
 
 
 def add_lora_(
@@ -123,7 +132,7 @@ def adapt_(module: nn.Module) -> None:
     """Make a layer one that can have adapters."""
     if isinstance(module, LoRALayer):
         return
-    module.__class__ = _ADAPTED[type(module)]
+    module.__class__ = ADAPTED[type(module)]
     assert isinstance(module, LoRALayer)
     for part in ("lora_A", "lora_B", "lora_magnitude", "initial_A", "initial_B"):
         setattr(module, part, nn.ParameterDict())
@@ -178,8 +187,11 @@ def settle_(model: Transformer) -> None:
 
 
 def use_adapter(model: nn.Module, name: str | None) -> None:
-    """Make an adapter the active one of the whole model and the only one that learns; None: the base."""
-    for layer in _layers(model):
+    """Make an adapter the active one of the whole model and the only one that learns; None: the base.
+
+    What is trained in full beside adapters is left as it is. Raises ValueError for a name that none has.
+    """
+    for layer in _known(model, name):
         layer.active = name
         for part in layer.low_rank():
             for key, parameter in part.items():
@@ -188,8 +200,11 @@ def use_adapter(model: nn.Module, name: str | None) -> None:
 
 @contextmanager
 def adapter(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Inside, the model has this adapter (None: none, which is the base model); no weight moves."""
-    layers = _layers(model)
+    """Inside, the model has this adapter (None: none, which is the base model); no weight moves.
+
+    Raises ValueError for a name that no layer has.
+    """
+    layers = _known(model, name)
     before = [layer.active for layer in layers]
     for layer in layers:
         layer.active = name
@@ -217,48 +232,42 @@ def without_adapters(model: nn.Module, beside: dict[str, Tensor] | None = None) 
     What is trained in full has its first values inside: those of `beside`, from `trained_beside`.
     """
     parameters = dict(model.named_parameters())
-    now = trained_beside(model)
+    now = {name: parameters[name].data for name in trained_beside(model)}
+    if any(isinstance(value, DTensor) for value in now.values()):
+        now = trained_beside(model)
     assert set(now) <= set(beside or {}), (
         "weights are trained beside the adapter, and nobody kept their first"
     )
     try:
         with adapter(model, None), torch.no_grad():
             for name in now:
-                parameters[name].copy_((beside or {})[name])
+                _put(parameters[name], (beside or {})[name])
             yield
     finally:
-        with torch.no_grad():
-            for name, value in now.items():
-                parameters[name].copy_(value)
+        for name, value in now.items():
+            _put(parameters[name], value)
 
 
 @torch.no_grad()
-def merge_(model: Transformer, name: str | None = DEFAULT) -> Transformer:
-    """Put an adapter into the weights and take all adapters away; sums in float32, then rounded once.
-
-    Exact in float32. A quantized layer becomes a plain one, in the dtype of the head.
-    """
-    with adapter(model, name):
-        for path, layer in list(model.named_modules()):
-            if not isinstance(layer, LoRALayer):
-                continue
-            weight = layer.effective_weight(torch.float32)
-            strip_(layer)
-            if isinstance(layer, QuantizedLinear):
-                plain = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
-                plain.weight = nn.Parameter(weight.to(model.head_weight.dtype))
-                plain.register_parameter("bias", layer.bias)
-                model.set_submodule(path, plain.train(layer.training))
-            else:
-                layer.weight.copy_(weight.to(layer.weight.dtype))
-    return model
+def _put(parameter: Tensor, value: Tensor) -> None:
+    """Give a parameter another value; a plain one other data, so that a backward pass finds what it kept."""
+    if isinstance(parameter, DTensor):
+        parameter.copy_(value)
+    else:
+        parameter.data = value
 
 
-def strip_(layer: LoRALayer) -> None:
-    """Make an adapted layer one without adapters again, its weight as it is."""
-    for part in ("lora_A", "lora_B", "lora_magnitude", "initial_A", "initial_B", "kinds", "active"):
-        delattr(layer, part)
-    layer.__class__ = next(plain for plain, adapted in _ADAPTED.items() if type(layer) is adapted)
+def active_adapter(model: nn.Module) -> str | None:
+    """The name of the adapter that the model, or a part of it, has now."""
+    return next((layer.active for layer in _layers(model)), None)
+
+
+def _known(model: nn.Module, name: str | None) -> list[LoRALayer]:
+    layers = _layers(model)
+    if name is not None and layers and not any(name in layer.kinds for layer in layers):
+        known = sorted({key for layer in layers for key in layer.kinds})
+        raise ValueError(f"no adapter is named {name}; there are {', '.join(known)}")
+    return layers
 
 
 def _layers(model: nn.Module) -> list[LoRALayer]:

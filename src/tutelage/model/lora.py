@@ -58,14 +58,15 @@ class LoRALayer(nn.Module):
     def effective_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """(out, in): the weight as the active adapter makes it, in `dtype` or the base weight's."""
         weight, name = self.base_weight().to(dtype or self.base_weight().dtype), self.active
+        weight = self._restored(weight, name)
         if name is None or name not in self.kinds:
-            return self._without(weight)
+            return weight
         weight = weight + self.change(name).to(weight.dtype)
         return weight * self.stretch(name, weight)[:, None] if name in self.lora_magnitude else weight
 
-    def _without(self, weight: Tensor) -> Tensor:
-        """The weight with what PiSSA took out of it put back."""
-        for name in self.initial_A:
+    def _restored(self, weight: Tensor, active: str | None) -> Tensor:
+        """The weight with what PiSSA took out of it for other adapters put back."""
+        for name in self.initial_A.keys() - {active}:
             taken = self.kinds[name].scale * (self.initial_B[name] @ self.initial_A[name])
             weight = weight + taken.to(weight.dtype)
         return weight
@@ -84,9 +85,9 @@ class _LoRALinear(LoRALayer):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
         x, out, name = input, super().forward(input), self.active
+        for taken in self.initial_A.keys() - {name}:  # what PiSSA took out of the weight for another adapter
+            out = self._add_low(out, x, self.initial_A[taken], self.initial_B[taken], taken)
         if name is None or name not in self.kinds:
-            for taken in self.initial_A:
-                out = self._add_low(out, x, self.initial_A[taken], self.initial_B[taken], taken)
             return out
         kind = self.kinds[name]
         drops = bool(kind.dropout) and self.training
@@ -98,15 +99,16 @@ class _LoRALinear(LoRALayer):
         stretch = self.stretch(name, weight.detach() + self.change(name).detach().to(x.dtype))
         unbiased = out if self.bias is None else out - self.bias
         straight = F.linear(read, weight) if drops else unbiased
+        stretch = stretch.to(x.dtype)
         return out + (stretch - 1) * straight + stretch * low
 
     def _add_low(self, out: Tensor, x: Tensor, a: Tensor, b: Tensor, name: str) -> Tensor:
         """out + scale · B A x, scaled where it is narrow, added by the matmul: a sixth faster in bfloat16."""
-        low = F.linear(x, a) * self.kinds[name].scale  # (..., r)
-        return torch.addmm(out.flatten(0, -2), low.flatten(0, -2), b.t()).view_as(out)
+        low = F.linear(x, a.to(x.dtype)) * self.kinds[name].scale  # (..., r)
+        return torch.addmm(out.flatten(0, -2), low.flatten(0, -2), b.to(x.dtype).t()).view_as(out)
 
     def _low(self, x: Tensor, a: Tensor, b: Tensor, name: str) -> Tensor:
-        return F.linear(F.linear(x, a), b) * self.kinds[name].scale
+        return F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype)) * self.kinds[name].scale
 
 
 class LoRALinear(_LoRALinear, nn.Linear):
@@ -140,4 +142,4 @@ class LoRAEmbedding(LoRALayer, nn.Embedding):
         if name is None or name not in self.kinds:
             return out
         low = F.embedding(input, self.lora_B[name]) @ self.lora_A[name]  # (..., r) @ (r, D)
-        return out + low * self.kinds[name].scale
+        return out + (low * self.kinds[name].scale).to(out.dtype)

@@ -1,8 +1,9 @@
 """The model that training starts from and what of it is trained: all, parts, or adapters beside it."""
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,14 +11,15 @@ from torch import nn
 
 from tutelage.checkpoint.adapter import StoredAdapter, attach_
 from tutelage.checkpoint.hf import config_of, fingerprint_of, load_model, read_adapter
-from tutelage.checkpoint.rounded import Rounding
+from tutelage.checkpoint.note import read_note
+from tutelage.checkpoint.rounded import Rounding, is_quantized
 from tutelage.errors import UserError
 from tutelage.model.adapters import LoRASettings, add_lora_
 from tutelage.model.config import ModelConfig
 from tutelage.model.lora import LoRALayer
 from tutelage.model.roles import PARAMETER as ROLES
 from tutelage.model.transformer import Transformer, add_role_embeddings_
-from tutelage.recipes.chain import chain_of
+from tutelage.recipes.chain import chain_of, put_on_
 from tutelage.recipes.quantizing import quantization_of
 from tutelage.recipes.training import TrainingConfig
 from tutelage.train.freezing import Freezing, check_patterns, freeze_, unfreeze_
@@ -33,6 +35,7 @@ class Start:
     continued: Path | None  # the one that is trained further
     text: Path  # where the tokenizer lies
     names: tuple[str, ...]  # in the person's words
+    base_name: str  # the base in files: a path from the root, or its hub id
 
     def load(self, config: TrainingConfig, shape: ModelConfig, device: torch.device) -> Transformer:
         """The model on its device, ready to be trained: frozen weights in the dtype of the arithmetic."""
@@ -53,9 +56,24 @@ class Start:
         adapt(model, config, self._stored(shape))
         return model
 
+    def beside(self, config: TrainingConfig, adapter: Path, shape: ModelConfig) -> Transformer:
+        """The base as training had it, read from disk anew, with the adapter of a directory beside it."""
+        model = load_model(
+            self.base,
+            dtype=compute_dtype(config.precision),
+            adapters=self.adapters,
+            force=config.force,
+            quantization=quantization_of(config.quant, config.quant_double),
+        )
+        model.config = replace(shape, tied=model.config.tied, role_embeddings=model.config.role_embeddings)
+        put_on_(model, read_adapter(adapter, shape))
+        return model
+
     def shape(self) -> ModelConfig:
-        """That of the model with its adapters, the one that is trained further too."""
-        return config_of(self.base, [*self.adapters, *([self.continued] if self.continued else [])])
+        """That of the model with its adapters."""
+        shape = config_of(self.base, self.adapters)
+        stored = self._stored(shape)
+        return replace(shape, role_embeddings=True) if stored and ROLES in stored.full else shape
 
     def blueprint(self, config: TrainingConfig, shape: ModelConfig) -> Transformer:
         """The model without weights, frozen and adapted as the settings say."""
@@ -64,15 +82,6 @@ class Start:
     def fingerprint(self) -> str:
         """What tells this model from others of its shape."""
         return fingerprint_of(self.base, self.adapters)
-
-    def fingerprint_for(self, model: Transformer) -> str | None:
-        """The fingerprint, if part of this model is frozen, so that its checkpoints need the base again."""
-        return None if all(p.requires_grad for p in model.parameters()) else self.fingerprint()
-
-    @property
-    def base_name(self) -> str:
-        """What to call the base in files: a path from the root, or its hub id."""
-        return str(self.base.resolve()) if Path(self.names[0]).expanduser().exists() else self.names[0]
 
     def _stored(self, shape: ModelConfig) -> StoredAdapter | None:
         return None if self.continued is None else read_adapter(self.continued, shape)
@@ -84,8 +93,31 @@ def start_of(config: TrainingConfig, ckpt_paths: Sequence[str]) -> Start:
     continued = chain.adapters[-1] if config.lora_continue and chain.adapters else None
     if config.lora_continue and continued is None:
         raise UserError("lora_continue goes on with the last adapter of ckpt_paths, and they name none")
+    if continued is not None:
+        was, now = read_note(continued).rounding, rounding_of(config)
+        if (was and was.quantization) != (now and now.quantization):
+            kind = f"--quant {was.quantization.kind}" if was else "no --quant"
+            raise UserError(f"{continued} was trained with {kind}, and lora_continue trains it further so")
     merged = chain.adapters[:-1] if continued else chain.adapters
-    return Start(chain.base, merged, continued, chain.text, tuple(ckpt_paths))
+    return Start(chain.base, merged, continued, chain.text, tuple(ckpt_paths), chain.name)
+
+
+def origin(config: TrainingConfig, start: Start | None, model: Transformer) -> dict[str, str] | None:
+    """What checkpoints do not hold and their weights need again; None where everything is trained."""
+    if all(p.requires_grad for p in model.parameters()):
+        return None
+    scales = [
+        (name, f"{kind.scale:.9g}")
+        for name, module in model.named_modules()
+        if isinstance(module, LoRALayer)
+        for kind in module.kinds.values()
+    ]
+    seed = f"drawn by seed {config.seed}, std {getattr(config, 'init_std', None)}"
+    return {
+        "base": start.fingerprint() if start else seed,
+        "quant": f"{config.quant}{' double' if config.quant_double else ''}",
+        "adapters": hashlib.sha256(repr(scales).encode()).hexdigest()[:16],
+    }
 
 
 def blueprint_of(
@@ -100,22 +132,41 @@ def blueprint_of(
 
 def adapt(model: Transformer, config: TrainingConfig, continued: StoredAdapter | None = None) -> None:
     """Freeze, and put adapters on, what the settings say; `continued` is an adapter to train further."""
+    beside = [re.escape(ROLES)] if model.config.role_embeddings and _wants_roles(config) else []
     if not config.lora:
         freeze_(model, freezing_of(config))
+        unfreeze_(model, beside)
         return
     names = [name for name, _ in model.named_parameters()]
-    beside = list(config.lora_unfrozen_params)
-    check_patterns(beside, names, "lora_unfrozen_params")
+    given = config.lora_unfrozen_params
+    check_patterns(given, names, "lora_unfrozen_params")
+    full = [name for name in names if any(re.fullmatch(pattern, name) for pattern in given)]
+    wanted = [*full, *(continued.full if continued else ())]
+    if config.quant != "none" and (kept := [name for name in wanted if is_quantized(name)]):
+        raise UserError(
+            f"{kept[0]} is to be trained in full beside the adapters, and quant keeps it in "
+            f"{config.quant}; leave out one of the two"
+        )
     if continued is not None:
         attach_(model, continued)
+        if both := [name for name in full if name.removesuffix(".weight") in continued.layers]:
+            raise UserError(
+                f"lora_unfrozen_params: {both[0]} has an adapter already, and one of the two is enough"
+            )
     else:
-        full = [name.removesuffix(".weight") for name in names if any(re.fullmatch(p, name) for p in beside)]
-        add_lora_(model, lora_of(config), seed=config.seed, without=full)
-    if model.config.role_embeddings and getattr(config, "use_role_embeddings", False):
-        beside.append(re.escape(ROLES))
+        layers = [name.removesuffix(".weight") for name in full]
+        add_lora_(model, lora_of(config), seed=config.seed, without=layers)
     if config.lora_bias != "none":
-        beside += [re.escape(name) for name in _biases(model, only_adapted=config.lora_bias == "lora_only")]
-    unfreeze_(model, beside)
+        biases = _biases(model, only_adapted=config.lora_bias == "lora_only")
+        if not biases:
+            raise UserError(f"lora_bias is {config.lora_bias}, and the model has no such bias; leave it out")
+        beside += [re.escape(name) for name in biases]
+    unfreeze_(model, [*beside, *given])
+
+
+def _wants_roles(config: TrainingConfig) -> bool:
+    """Whether the settings, of a stage that knows role embeddings, ask for them."""
+    return getattr(config, "use_role_embeddings", False)
 
 
 def _biases(model: nn.Module, *, only_adapted: bool) -> list[str]:

@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from tutelage.checkpoint.adapter import StoredAdapter, attach_, check_trained_on
+from tutelage.checkpoint.adapter import StoredAdapter, attach_, check_trained_on, for_tied
 from tutelage.checkpoint.hf import (
     config_of,
     fingerprint_of,
@@ -18,14 +17,15 @@ from tutelage.checkpoint.hf import (
     read_adapter,
 )
 from tutelage.checkpoint.hub import local_path
-from tutelage.checkpoint.rounded import Rounding
+from tutelage.checkpoint.note import read_note
+from tutelage.checkpoint.peft import CONFIG as ADAPTER_CONFIG
+from tutelage.checkpoint.rounded import is_quantized
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
+from tutelage.model.merge import untie_
 from tutelage.model.quantize import Quantization
 from tutelage.model.roles import PARAMETER as ROLES
 from tutelage.model.transformer import Transformer, add_role_embeddings_
-
-NOTE = "tutelage.json"  # beside an adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class Chain:
 
     base: Path
     adapters: tuple[Path, ...] = ()
+    name: str = ""  # of the base, for files: a path from the root, or its hub id
 
     @property
     def text(self) -> Path:
@@ -42,19 +43,28 @@ class Chain:
         return having[-1] if having else self.base
 
 
-def chain_of(ckpt_paths: Sequence[str]) -> Chain:
-    """The model and adapters of these names; an adapter alone brings the model it was trained on."""
-    paths = [_resolved(name, first=number == 0) for number, name in enumerate(ckpt_paths)]
+def chain_of(
+    ckpt_paths: Sequence[str], *, adapters_first: bool = False, seen: tuple[Path, ...] = ()
+) -> Chain:
+    """The model and adapters of these names; an adapter alone brings the model it was trained on.
+
+    A run that has both, its adapter and a merged model, is the model, unless `adapters_first`.
+    """
+    paths = [
+        _resolved(name, model_first=number == 0 and not adapters_first)
+        for number, name in enumerate(ckpt_paths)
+    ]
     if is_adapter(paths[0]):
-        known = _trained_on(paths[0])
-        return Chain(known.base, (*known.adapters, *paths))
+        known = _trained_on(paths[0], seen)
+        return Chain(known.base, (*known.adapters, *paths), known.name)
     for name, path in zip(ckpt_paths[1:], paths[1:], strict=True):
         if not is_adapter(path):
             raise UserError(
                 f"ckpt_paths names {ckpt_paths[0]} and {name}, two models; after the first one only adapters "
                 "may follow"
             )
-    return Chain(paths[0], tuple(paths[1:]))
+    is_path = Path(ckpt_paths[0]).expanduser().exists()
+    return Chain(paths[0], tuple(paths[1:]), str(paths[0].resolve()) if is_path else ckpt_paths[0])
 
 
 def model_path(name: str) -> Path:
@@ -69,9 +79,9 @@ def shape_of(chain: Chain) -> ModelConfig:
     """The model's, with the end tokens and the room that its last adapter was trained with."""
     if not chain.adapters:
         return load_config(chain.base)
-    shape, note = config_of(chain.base, chain.adapters), _note(chain.adapters[-1])
-    eos, room = note.get("eos", shape.eos), note.get("max_positions", shape.max_positions)
-    return replace(shape, eos=tuple(eos), max_positions=room)
+    shape, note = config_of(chain.base, chain.adapters), read_note(chain.adapters[-1])
+    eos = shape.eos if note.eos is None else note.eos
+    return replace(shape, eos=eos, max_positions=note.max_positions or shape.max_positions)
 
 
 def load_chain(
@@ -94,7 +104,6 @@ def load_chain(
             adapters=chain.adapters,
             force=force,
             quantization=quantization,
-            trained_on=trained_on(chain),
         )
         return _told(model, chain)
     model = load_model(
@@ -122,47 +131,27 @@ def put_on_(model: Transformer, stored: StoredAdapter) -> None:
     """Put an adapter beside the model's layers, in the dtype of its other weights."""
     if ROLES in stored.full and not model.config.role_embeddings:
         add_role_embeddings_(model, "zeros", seed=0)
+    if model.config.tied and for_tied(stored) is None:
+        untie_(model)
+    names = dict(model.named_parameters())
+    if lacking := [name for name in stored.full if name not in names and is_quantized(name)]:
+        raise UserError(
+            f"{stored.where} was trained with {lacking[0]} in full, which a quantized model does not have; "
+            "leave out --quant, or merge it first"
+        )
     attach_(model, stored)
     dtype = model.model.embed_tokens.weight.dtype
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
 
-def trained_on(chain: Chain) -> Rounding | None:
-    """How the weights were quantized that the last adapter was trained on."""
-    kept = _note(chain.adapters[-1]).get("quant") if chain.adapters else None
-    if not kept:
-        return None
-    return Rounding(Quantization(kind=kept["kind"], double=kept["double"]), getattr(torch, kept["dtype"]))
-
-
-def note_chain(adapter: Path, before: Sequence[Path], shape: ModelConfig, rounding: Rounding | None) -> None:
-    """Note with an adapter what no file of PEFT's says: which others its base model has in it, how that was
-    quantized, and what the config of a merged model should say.
-    """
-    values = {
-        "adapters": [str(path.resolve()) for path in before],
-        "eos": list(shape.eos),
-        "max_positions": shape.max_positions,
-    }
-    if rounding is not None:
-        dtype = str(rounding.dtype).removeprefix("torch.")
-        values["quant"] = {**asdict(rounding.quantization), "dtype": dtype}
-    (adapter / NOTE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _note(adapter: Path) -> dict[str, Any]:
-    path = adapter / NOTE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _resolved(name: str, *, first: bool) -> Path:
+def _resolved(name: str, *, model_first: bool) -> Path:
     """The model or adapter itself, where `name` may be a run's directory, which holds its result."""
     path = local_path(name)
     model, adapter = path / "model", path / "adapter"
     results = [model] if (model / "config.json").exists() else []
     if is_adapter(adapter):
-        results.insert(len(results) if first else 0, adapter)
+        results.insert(len(results) if model_first else 0, adapter)
     if results:
         return results[0]
     if path.is_dir() and (path / "checkpoints").is_dir() and not (path / "config.json").exists():
@@ -170,16 +159,18 @@ def _resolved(name: str, *, first: bool) -> Path:
     return path
 
 
-def _trained_on(adapter: Path) -> Chain:
+def _trained_on(adapter: Path, seen: tuple[Path, ...]) -> Chain:
     """The model, and adapters before this one, that an adapter's files name."""
     hint = f"give the model first: --ckpt_paths MODEL {adapter}"
-    if not (adapter / "adapter_config.json").exists():
-        raise UserError(f"{adapter} is an adapter that does not say what it was trained on; {hint}")
-    values = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    base = values.get("base_model_name_or_path")
-    if not base:
+    config, base = adapter / ADAPTER_CONFIG, None
+    if config.exists():
+        try:
+            base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{config} is not an object of settings ({error})") from error
+    if not base or adapter.resolve() in seen:
         raise UserError(f"{adapter} is an adapter that does not say what it was trained on; {hint}")
     try:
-        return chain_of([base, *_note(adapter).get("adapters", [])])
+        return chain_of([base, *read_note(adapter).adapters], seen=(*seen, adapter.resolve()))
     except UserError as error:
         raise UserError(f"{adapter} was trained on {base}, which is not there ({error}); {hint}") from error

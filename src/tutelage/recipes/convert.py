@@ -97,24 +97,30 @@ _LAST_WRITTEN = {
 def _write_adapter(chain: Chain, config: ConvertConfig) -> None:
     import torch
 
-    from tutelage.checkpoint.adapter import for_tied
+    from tutelage.checkpoint.adapter import check_fits, check_trained_on, for_tied
     from tutelage.checkpoint.hf import config_of, fingerprint_of, read_adapter
+    from tutelage.checkpoint.note import note_of, read_note
     from tutelage.checkpoint.peft import write_peft
     from tutelage.checkpoint.torchllms_lora import write_torchllms
+    from tutelage.recipes.chain import shape_of
 
     if not chain.adapters:
         raise UserError(f"format {config.format} writes an adapter; give one after the model")
     shape = config_of(chain.base, chain.adapters[:-1])
-    stored = read_adapter(chain.adapters[-1], shape)
+    stored, stamp = read_adapter(chain.adapters[-1], shape), fingerprint_of(chain.base, chain.adapters[:-1])
+    check_fits(shape, stored)
+    check_trained_on(stored, stamp, str(chain.base), force=config.force)
     if shape.tied:
         together = for_tied(stored)  # None: the adapter changes embedding and head apart
         shape, stored = (replace(shape, tied=False), stored) if together is None else (shape, together)
     if config.format == "torchllms":
         write_torchllms(stored, config.output / "model_final.pth", shape)
     else:
-        stamp = fingerprint_of(chain.base, chain.adapters[:-1])
-        base = str(chain.base.resolve())
-        write_peft(stored, config.output, config=shape, base=base, fingerprint=stamp, dtype=torch.float32)
+        write_peft(
+            stored, config.output, config=shape, base=chain.name, fingerprint=stamp, dtype=torch.float32
+        )
+        note = read_note(chain.adapters[-1])
+        note_of(shape_of(chain), chain.adapters[:-1], note.rounding).write(config.output)
     print(f"{config.output}: {len(stored.layers)} layers' adapters", file=sys.stderr)
 
 

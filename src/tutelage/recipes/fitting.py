@@ -97,11 +97,11 @@ def fit(
     watch: Watch,
     directory: Path,
     *,
-    base: str | None = None,
+    origin: dict[str, str] | None = None,
 ) -> Fitted:
     """Train to the end, or save and raise Interrupted at a signal. Resumes if the settings say so.
 
-    `base` is the fingerprint of the model that training starts from, where checkpoints do not hold all of it.
+    `origin` is what checkpoints do not hold and their weights need again.
     """
     torch.manual_seed(config.seed + dist.rank())  # of dropout
     steps = total_steps(config, loader)
@@ -123,7 +123,7 @@ def fit(
     try:
         with ExitStack() as stack:
             stack.callback(loader.close)
-            _train(config, trainer, loader, saver, watch, directory, fitted, stack, base)
+            _train(config, trainer, loader, saver, watch, directory, fitted, stack, origin)
     except NonFiniteLossError as error:
         raise UserError(_non_finite(error, config, loader, saver, trainer.step)) from error
     except OSError as error:
@@ -145,7 +145,7 @@ def _train(
     directory: Path,
     fitted: Fitted,
     stack: ExitStack,
-    base: str | None,
+    origin: dict[str, str] | None,
 ) -> None:
     """Rehearse, then train under a progress bar, with writers and signals that `stack` closes."""
     bar = stack.enter_context(
@@ -175,7 +175,7 @@ def _train(
         last=fitted.last,
         validated=fitted.validation,
     )
-    trainer.hooks = [reporter, *_hooks(config, loader, saver, bar, signals, base)]
+    trainer.hooks = [reporter, *_hooks(config, loader, saver, bar, signals, origin)]
     trainer.fit()
     fitted.last, fitted.validation = reporter.last, reporter.validated
 
@@ -192,10 +192,10 @@ def _hooks(
     saver: Saver,
     bar: ProgressBar,
     signals: Signals,
-    base: str | None,
+    origin: dict[str, str] | None,
 ) -> list[Hook]:
     def save(trainer: Trainer, metrics: Metrics) -> None:
-        saver.save(trainer.step, {"data": loader.state(), "base": base})
+        saver.save(trainer.step, {"data": loader.state(), "origin": origin})
 
     def stop(trainer: Trainer, metrics: Metrics) -> None:
         if received := dist.largest(signals.received or 0):

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from tutelage import dist
+from tutelage.checkpoint.note import note_of
 from tutelage.data.encode import Encoder
 from tutelage.model.config import ModelConfig
 from tutelage.model.roles import NOTE
 from tutelage.model.transformer import Transformer
 from tutelage.recipes.adapting import Start, rounding_of
-from tutelage.recipes.chain import Chain, note_chain
+from tutelage.recipes.chain import Chain
 from tutelage.recipes.fitting import Fitted
 from tutelage.recipes.merging import QUESTIONS, merge
 from tutelage.recipes.preparing import say
@@ -46,6 +47,7 @@ def hand_over(
             fingerprint=start.fingerprint(),
             rslora=config.lora_rslora,
             probes=probes,
+            anew=lambda: start.beside(config, target, shape),
         )
     else:
         target = directory / "model"
@@ -80,14 +82,21 @@ def hand_over(
     say(f"{write_report(directory, title=directory.resolve().name, facts=shown)}: the run in curves")
     next_command = f"chat {directory}" if template else f"generate {directory} --raw --prompt ..."
     say(
-        f"{target}: read back from disk, logits differ by {gate.logit_error:.3g}, greedy text is equal; "
-        f"go on with `tutelage {next_command}`"
+        f"{target}: read back from disk, logits differ by {gate.logit_error:.3g}, greedy text is "
+        f"{gate.text}; go on with `tutelage {next_command}`"
     )
     if shape.role_embeddings:
         say(f"note: {NOTE}")
     if config.lora and start is not None:
-        note_chain(target, start.adapters, shape, rounding_of(config))
+        note_of(shape, start.adapters, rounding_of(config)).write(target)
     if config.save_merged and start is not None:
         chain = Chain(start.base, (*start.adapters, target))
-        merge(chain, directory / "model", shape, probes, dtype=compute_dtype(config.precision))
+        merge(
+            chain,
+            directory / "model",
+            shape,
+            probes,
+            dtype=compute_dtype(config.precision),
+            force=config.force,
+        )
         tokenizer.save(directory / "model", chat_template=template and template.export_jinja(tokenizer))

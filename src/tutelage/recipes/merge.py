@@ -40,7 +40,7 @@ def run(config: MergeConfig) -> None:
     from tutelage.recipes.chain import chain_of, shape_of
     from tutelage.recipes.merging import QUESTIONS, merge
 
-    chain = chain_of(config.ckpt_paths)
+    chain = chain_of(config.ckpt_paths, adapters_first=True)
     if not chain.adapters:
         raise UserError(
             f"{config.ckpt_paths[0]} is a model without an adapter, so there is nothing to merge; give the "

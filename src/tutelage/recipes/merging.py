@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from tutelage.checkpoint.hf import load_model, read_adapter, save_model
+from tutelage.checkpoint.note import read_note
 from tutelage.checkpoint.rounded import is_quantized
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
-from tutelage.recipes.chain import Chain, load_chain, put_on_, trained_on
+from tutelage.recipes.chain import Chain, load_chain, put_on_
 from tutelage.recipes.preparing import say
 from tutelage.text.pieces import Encoded
 from tutelage.train.export import logits_of
@@ -34,7 +35,7 @@ def merge(
     Compared on `probes`: the merged weights in float32 with the adapter beside its base, and the files with
     both. Refused if the first two differ. `shape` is what config.json shall say.
     """
-    rounding = trained_on(chain)
+    rounding = read_note(chain.adapters[-1]).rounding
     exact = _logits(load_chain(chain, dtype=torch.float32, force=force), probes)
     beside = load_model(
         chain.base,
@@ -54,7 +55,9 @@ def merge(
     save_model(model, replace(shape, tied=model.config.tied), directory, dtype=dtype)
     rounded = _logits(load_model(directory, dtype=torch.float32), probes)
     if rounding:
-        unquantized = load_model(chain.base, dtype=torch.float32, adapters=chain.adapters, force=force)
+        unquantized = load_model(
+            chain.base, dtype=torch.float32, adapters=chain.adapters, force=force, as_trained=False
+        )
         say(
             f"the adapter was trained on {rounding.quantization.kind} weights and is merged into what they "
             "stand for; in the weights before they were quantized it would give logits "

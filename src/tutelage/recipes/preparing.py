@@ -19,7 +19,7 @@ from tutelage.data.streams import TokenStreams
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
-from tutelage.recipes.adapting import Start
+from tutelage.recipes.adapting import Start, origin
 from tutelage.recipes.fitting import loader_words
 from tutelage.recipes.pretokenized import ShardSettings, open_shards, shard_directories
 from tutelage.recipes.training import TrainingConfig
@@ -59,11 +59,14 @@ def check_model(model: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
         )
 
 
-def with_roles(base: ModelConfig, *, use: bool, init: str) -> ModelConfig:
+def with_roles(base: ModelConfig, *, use: bool, init: str, frozen: bool = False) -> ModelConfig:
     """The shape that is trained: with role embeddings if they are asked for, or if the base has them."""
     if base.role_embeddings:
         unused = f"; --role_embeddings_init {init} has no use" if init != "zeros" else ""
-        say(f"role embeddings: the model has them already, and they are trained further{unused}")
+        how = (
+            "stay as they are: --use_role_embeddings trains them too" if frozen and not use else "are trained"
+        )
+        say(f"role embeddings: the model has them already, and they {how}{unused}")
         return base
     if use:
         say(f"role embeddings: a fresh table, {init}")
@@ -160,6 +163,13 @@ def plan(config: TrainingConfig, blueprint: Transformer, loader: Loader, device:
     say(f"plan: {steps:,} optimizer steps of {loader_words(config)}, {loader.steps_per_epoch(0):,} an epoch")
 
 
+_ORIGINS = {  # what a checkpoint does not hold
+    "base": "from another model than ckpt_paths, or seed, give now",
+    "quant": "on weights quantized in another way",
+    "adapters": "with other scales of its adapters (lora_alpha, lora_rslora)",
+}
+
+
 def check_resume(config: TrainingConfig, blueprint: Transformer, loader: Loader, start: Start | None) -> None:
     """Say what --resume goes on from; refuse a checkpoint of another model, of other data or past the end."""
     if not config.resume:
@@ -179,11 +189,13 @@ def check_resume(config: TrainingConfig, blueprint: Transformer, loader: Loader,
     }
     check_fits(whole[-1], tensors, kinds=("model.",))
     state, steps = read_state(whole[-1]), total_steps(config, loader)
-    if start is not None and state.get("base") != start.fingerprint_for(blueprint):
-        raise UserError(
-            f"{whole[-1]} was trained from another model than {' '.join(start.names)} is now; give that one, "
-            "or start anew with --overwrite"
-        )
+    was, now = state.get("origin") or {}, origin(config, start, blueprint) or {}
+    for name, words in _ORIGINS.items():
+        if was.get(name) != now.get(name):
+            raise UserError(
+                f"{whole[-1]} was trained {words}; resume with the settings in the run's config.yaml, "
+                "or start anew with --overwrite"
+            )
     loader.restore(state["data"])
     if state["step"] > steps:
         raise UserError(

@@ -129,7 +129,7 @@ def run(config: PretrainConfig) -> None:
 
     from tutelage.model.transformer import Transformer, initialise_, set_dropout
     from tutelage.objectives.language import NextToken
-    from tutelage.recipes.adapting import adapt, blueprint_of, start_of
+    from tutelage.recipes.adapting import adapt, blueprint_of, origin, start_of
     from tutelage.recipes.fitting import building_device, device_of, fit
     from tutelage.recipes.handing_over import hand_over
     from tutelage.recipes.preparing import check_resume, loaders, plan
@@ -175,8 +175,8 @@ def run(config: PretrainConfig) -> None:
     )
     objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
     watch = Watch(validation, torch.from_numpy(token_bytes(tokenizer)), sampler)
-    base = start and start.fingerprint_for(model)
-    fitted = fit(config, "pretrain", model, objective, training, watch, directory, base=base)
+    begun = origin(config, start, model)
+    fitted = fit(config, "pretrain", model, objective, training, watch, directory, origin=begun)
     hand_over(
         fitted,
         model,

@@ -46,7 +46,7 @@ class SFTConfig(TrainingConfig):
 def run(config: SFTConfig) -> None:
     """Check everything, load, train, export."""
     from tutelage.objectives.language import NextToken
-    from tutelage.recipes.adapting import start_of
+    from tutelage.recipes.adapting import origin, start_of
     from tutelage.recipes.fitting import building_device, device_of, fit
     from tutelage.recipes.handing_over import hand_over
     from tutelage.recipes.preparing import check_model, check_resume, loaders, plan, say, text_of, with_roles
@@ -59,7 +59,12 @@ def run(config: SFTConfig) -> None:
     model_config = start.shape()
     tokenizer, template = text_of(start.text, config.template_config)
     check_model(start.base, model_config, tokenizer)
-    model_config = with_roles(model_config, use=config.use_role_embeddings, init=config.role_embeddings_init)
+    model_config = with_roles(
+        model_config,
+        use=config.use_role_embeddings,
+        init=config.role_embeddings_init,
+        frozen=config.lora,
+    )
     training, validation = loaders(
         config,
         tokenizer,
@@ -85,7 +90,7 @@ def run(config: SFTConfig) -> None:
     objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
     watch = Watch(validation, sampler=sampler)
     fitted = fit(
-        config, "sft", model, objective, training, watch, directory, base=start.fingerprint_for(model)
+        config, "sft", model, objective, training, watch, directory, origin=origin(config, start, model)
     )
     stops = tuple(sorted({*template.stop_ids(tokenizer), *model_config.eos}))
     hand_over(

@@ -1,6 +1,7 @@
 """Recomputation, offloading and compilation change how a finished model runs, never what it gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from tutelage.model.adapters import active_adapter, adapter
 from tutelage.model.transformer import Transformer
 
 # Of attention only what is fused: the scores of the other kind are larger than all else together.
@@ -30,17 +32,29 @@ def recompute(model: Transformer, ratio: float, policy: Literal["block", "matmul
     again from what entered it; `matmul` keeps what matmuls and attention gave and forms the rest again.
     Compile before: nothing inside a checkpoint is compiled later. matmul is for blocks that are not compiled.
     """
-    how: dict[str, Any] = {"use_reentrant": False}
-    if policy == "matmul":
-        how["context_fn"] = lambda: create_selective_checkpoint_contexts(_kept(model))
+
+    def contexts(block: nn.Module) -> tuple[Any, Any]:
+        """Of the forward pass and of its repetition, which has the adapter that the forward pass had."""
+        kept = (nullcontext(), nullcontext())
+        if policy == "matmul":
+            kept = create_selective_checkpoint_contexts(_kept(model))
+        return kept[0], _both(kept[1], adapter(block, active_adapter(block)))
+
     chosen, threshold = [], 0.5
     for index, block in enumerate(model.model.layers):
         # A third of 3 blocks is not to be lost to 0.333… · 3 < 1.
         if (index + 1) * ratio >= threshold - 1e-9:
+            how = {"use_reentrant": False, "context_fn": partial(contexts, block)}
             block.forward = partial(checkpoint, block.forward, **how)
             chosen.append(index)
             threshold += 1
     return chosen
+
+
+@contextmanager
+def _both(one: AbstractContextManager[Any], other: AbstractContextManager[Any]) -> Iterator[None]:
+    with one, other:
+        yield
 
 
 def _kept(model: Transformer) -> list[Any]:

@@ -64,6 +64,12 @@ def saved_by_us(model: Transformer, directory: Path, *, rslora: bool = False) ->
     return directory
 
 
+def based(directory: Path, name: str) -> Path:
+    """The directory that the tiny model of transformers is written into."""
+    oracle(name).save_pretrained(directory)
+    return directory
+
+
 def shuffle_(model: Transformer, seed: int = 5, std: float = 0.2) -> Transformer:
     """Random values for every matrix of the active adapter."""
     draw = torch.Generator().manual_seed(seed)

@@ -9,7 +9,7 @@ from tiny_runs import refused, run
 
 from tutelage.checkpoint.adapter import attach_, collected
 from tutelage.checkpoint.hf import is_adapter, load_model, save_model
-from tutelage.checkpoint.torchllms_lora import read_torchllms, write_torchllms
+from tutelage.checkpoint.torchllms_lora import find_torchllms, read_torchllms, write_torchllms
 from tutelage.errors import UserError
 from tutelage.model.adapters import LoRASettings, add_lora_
 
@@ -122,6 +122,59 @@ def test_what_is_no_adapter_is_refused(adapter, tmp_path):
     stored = collected(dora, {name: p for name, p in dora.named_parameters() if p.requires_grad})
     with pytest.raises(UserError, match="one rank and one alpha for all layers, and no DoRA"):
         write_torchllms(stored, tmp_path / "x.pth", config)
+
+
+ARGS = {
+    "torn": ('{"lora_rank": 3', "is not JSON"),
+    "a list": ("[3, 2]", "holds list, not an object of settings"),
+    "rank 0": ('{"lora_rank": 0, "lora_alpha": 2}', "lora_rank = 0, wanted a whole number from 1"),
+    "rank a text": ('{"lora_rank": "3", "lora_alpha": 2}', "lora_rank = '3', wanted"),
+    "alpha null": ('{"lora_rank": 3, "lora_alpha": null}', "lora_alpha = None, wanted a number above 0"),
+    "dropout": ('{"lora_rank": 3, "lora_alpha": 2, "lora_dropout": "x"}', "lora_dropout = 'x', wanted"),
+}
+
+
+@pytest.mark.parametrize("text, message", ARGS.values(), ids=ARGS)
+def test_a_mistake_in_lora_args_is_named_with_its_file_and_key(text, message, adapter):
+    base, path, _ = adapter
+    (path.parent / "lora_args.json").write_text(text)
+    with pytest.raises(UserError, match=rf"lora_args\.json:? {message}"):
+        read_torchllms(path, load_model(base).config)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ([torch.zeros(2)], "holds a list, not tensors by name"),
+        ({"model": {"layers.0.attention.wq.lora_A": torch.zeros(3, 32)}}, "holds a dict as 'model'"),
+        ({}, "holds no weights"),
+        (
+            {"layers.0.attention.wq.lora_A": torch.zeros(3), "layers.0.attention.wq.lora_B": torch.zeros(3)},
+            r"q_proj are \(3,\) and \(3,\), lora_args.json says rank 3",
+        ),
+        ({"layers.0.attention.wk.weight": torch.zeros(9, 4)}, "made for another model: model.layers.0.self"),
+        ({"weight": torch.zeros(2)}, "holds weight, which is no part of a Llama"),
+    ],
+)
+def test_a_file_of_anything_else_is_refused(content, message, adapter):
+    base, path, _ = adapter
+    torch.save(content, path)
+    with pytest.raises(UserError, match=message):
+        read_torchllms(path, load_model(base).config)
+
+
+def test_a_file_or_its_directory_leads_to_the_finished_weights_or_else_the_newest(tmp_path):
+    for name in ("model_final.pth", "model_0000500.pth", "model_0001000.pth", "optimizer_0002000.pth"):
+        (tmp_path / name).touch()
+    assert find_torchllms(tmp_path) is None  # a folder of whole models, as far as one can tell
+    assert find_torchllms(tmp_path / "model_final.pth") is None
+    (tmp_path / "lora_args.json").touch()
+    assert find_torchllms(tmp_path / "model_0000500.pth") == tmp_path / "model_0000500.pth"
+    assert find_torchllms(tmp_path / "lora_args.json") is None
+    assert find_torchllms(tmp_path) == tmp_path / "model_final.pth"
+    (tmp_path / "model_final.pth").unlink()
+    assert find_torchllms(tmp_path) == tmp_path / "model_0001000.pth"
+    assert find_torchllms(tmp_path / "nowhere") is None
 
 
 def test_convert_turns_it_into_pefts_files_and_back(adapter, tmp_path):

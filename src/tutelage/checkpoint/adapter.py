@@ -18,6 +18,7 @@ from tutelage.errors import UserError
 from tutelage.model.adapters import DEFAULT, adapt_, use_adapter
 from tutelage.model.config import ModelConfig
 from tutelage.model.lora import Kind, LoRALayer
+from tutelage.model.quantize import QuantizedLinear
 from tutelage.model.roles import PARAMETER as ROLES
 from tutelage.model.transformer import Transformer
 
@@ -74,6 +75,8 @@ def collected(
         layers[layer] = LowRank(a, b, kind.scale, None if magnitude is None else magnitude.float())
         dropout = kind.dropout
     full = {key: value for key, value in trained.items() if key not in taken}
+    both = [layer for layer in layers if f"{layer}.weight" in full]
+    assert not both, f"trained by an adapter and in full at once: {both[:_SHOWN]}"
     return StoredAdapter("the trained adapter", layers, full, dropout, rslora)
 
 
@@ -96,7 +99,7 @@ def same(one: StoredAdapter, other: StoredAdapter | None) -> bool:
 
 def attach_(model: Transformer, stored: StoredAdapter, name: str = DEFAULT) -> None:
     """Put an adapter on the model as its active one, to be trained further, and freeze everything else."""
-    if model.config.tied:
+    if model.lm_head is None:
         together = for_tied(stored)
         if together is None:
             raise UserError(
@@ -105,6 +108,12 @@ def attach_(model: Transformer, stored: StoredAdapter, name: str = DEFAULT) -> N
             )
         stored = together
     check_fits(model.config, stored)
+    for key in stored.full:
+        if key.endswith(".weight") and isinstance(model.get_submodule(key[:-7]), QuantizedLinear):
+            raise UserError(
+                f"{stored.where} holds {key} in full, which in a quantized layer would not be what it "
+                "was trained to; leave out --quant"
+            )
     model.requires_grad_(False)
     for layer, low in stored.layers.items():
         module = model.get_submodule(layer)
@@ -134,6 +143,8 @@ def check_fits(config: ModelConfig, stored: StoredAdapter) -> None:
             odd.append(f"{layer} is no layer of the model")
         elif weight != change:
             odd.append(f"{layer} is {_by(weight)} in the model, the adapter changes {_by(change)}")
+        elif low.magnitude is not None and tuple(low.magnitude.shape) != weight[:1]:
+            odd.append(f"{layer} has {weight[0]} rows, the adapter magnitudes {_by(low.magnitude.shape)}")
     for key, value in stored.full.items():
         if shapes.get(key) != tuple(value.shape):
             there = _by(shapes[key]) if key in shapes else "missing"
@@ -148,29 +159,33 @@ def _by(shape: Sequence[int]) -> str:
 
 
 class Merged:
-    """Weights with an adapter in them: every row is computed when it is read."""
+    """Weights with an adapter in them: every row is computed when it is read.
 
-    def __init__(self, source: Source, stored: StoredAdapter):
+    `tied` is whether the result is; of a tied model it can be another than the source's.
+    """
+
+    def __init__(self, source: Source, stored: StoredAdapter, *, tied: bool):
         self.where = f"{source.where} with {stored.where}"
         self.shapes, self.problems, self.dtype = dict(source.shapes), source.problems, source.dtype
         self._source = source
         self._low = {f"{layer}.weight": low for layer, low in stored.layers.items()}
         self._full = stored.full
-        changed = {EMBEDDING, HEAD} & {*self._low, *self._full}
-        if changed == {EMBEDDING, HEAD} and HEAD not in self.shapes:
-            changed = {EMBEDDING}
-        if ROLES in stored.full:
-            self.shapes[ROLES] = tuple(stored.full[ROLES].shape)
-        self._head_is_embedding = HEAD in changed and HEAD not in self.shapes
+        self._head_is_embedding = not tied and HEAD not in self.shapes  # the stored one, without its change
         if self._head_is_embedding:
             self.shapes[HEAD] = self.shapes[EMBEDDING]
+        elif tied and EMBEDDING in {*self._low, *self._full}:
+            self.shapes.pop(HEAD, None)  # a copy of what the embedding was
+        if ROLES in stored.full:
+            self.shapes[ROLES] = tuple(stored.full[ROLES].shape)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start..stop of the tensor `name`, as the adapter makes them, float32 where it changes them."""
+        low = self._low.get(name)
         if name in self._full:
-            return self._full[name][start:stop]
-        stored = EMBEDDING if name == HEAD and self._head_is_embedding else name
-        rows, low = self._source.rows(stored, start, stop), self._low.get(name)
+            rows = self._full[name][start:stop]
+        else:
+            stored = EMBEDDING if name == HEAD and self._head_is_embedding else name
+            rows = self._source.rows(stored, start, stop)
         if low is None:
             return rows
         rows = rows.float() + low.scale * (low.b[start:stop].float() @ low.a.float())
@@ -198,7 +213,7 @@ def merged(
     check_fits(config, stored)
     if stored.fingerprint and not force:
         check_trained_on(stored, fingerprint(config, source), source.where)
-    return config, Merged(Rounded(source, trained_on) if trained_on else source, stored)
+    return config, Merged(Rounded(source, trained_on) if trained_on else source, stored, tied=config.tied)
 
 
 def check_trained_on(stored: StoredAdapter, found: str, where: str, *, force: bool = False) -> None:
@@ -227,10 +242,11 @@ def for_tied(stored: StoredAdapter) -> StoredAdapter | None:
 
 
 def _change(stored: StoredAdapter, name: str) -> Tensor | None:
-    if name in stored.full:
-        return stored.full[name].float()
-    low = stored.layers.get(name.removesuffix(".weight"))
-    return None if low is None else low.scale * (low.b.float() @ low.a.float())
+    full, low = stored.full.get(name), stored.layers.get(name.removesuffix(".weight"))
+    if low is None:
+        return None if full is None else full.float()
+    change = low.scale * (low.b.float() @ low.a.float())
+    return change if full is None else full.float() + change
 
 
 def fingerprint(config: ModelConfig, source: Source) -> str:

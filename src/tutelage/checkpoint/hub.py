@@ -7,6 +7,7 @@ from tutelage.errors import UserError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model"]
+_WANTED += ["adapter_model.bin"]  # of older adapters; read as tensors, never run
 _UNWANTED = ["*/*", "consolidated*"]  # other frameworks' folders, and Mistral's second copy of the weights
 
 

@@ -19,29 +19,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tutelage.checkpoint.adapter import LowRank, StoredAdapter
+from tutelage.checkpoint.peft_config import CONFIG, check_targets, of_pattern, read_config
+from tutelage.checkpoint.source import parameter_shapes
+from tutelage.checkpoint.tensor_pickle import read_tensors
 from tutelage.errors import UserError
-from tutelage.model.adapters import fits
 from tutelage.model.config import ModelConfig
 from tutelage.model.roles import PARAMETER as ROLES
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."
 _EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
-# Keys that would change the arithmetic, and the values under which they change nothing.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "fan_in_fan_out": (False, None),
-    "lora_bias": (False, None),
-    "layer_replication": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "target_parameters": (None, []),
-    "alora_invocation_tokens": (None, []),
-    "use_qalora": (False, None),
-    "use_bdlora": (None, False),
-    "arrow_config": (None,),
-    "kasa_config": (None,),
-    "velora_config": (None,),
-    "monteclora_config": (None,),
-}
 _PART = re.compile(
     r"(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?"
 )
@@ -50,16 +37,10 @@ _PART = re.compile(
 def read_peft(directory: Path) -> StoredAdapter:
     """The adapter in a directory that PEFT, or `write_peft`, wrote."""
     where = directory / CONFIG
-    try:
-        values = json.loads(where.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON: {error}") from error
-    if values.get("peft_type") != "LORA":
-        raise UserError(f"{where}: peft_type {values.get('peft_type')!r} is not supported; only LORA is")
-    for key, neutral in _NEUTRAL.items():
-        if key in values and values[key] not in neutral:
-            raise UserError(f"{where}: {key} = {values[key]!r} is not supported; only {neutral[0]!r} is")
+    values = read_config(where)
     tensors, metadata = _tensors(directory)
+    if not tensors:
+        raise UserError(f"{directory}: the adapter's file of weights holds none")
     parts: dict[str, dict[str, Tensor]] = {}
     full: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -69,6 +50,7 @@ def read_peft(directory: Path) -> StoredAdapter:
         elif not name.endswith("base_layer.weight"):  # of embeddings, which PEFT adds unchanged
             full[name.replace(".base_layer.", ".")] = tensor
     layers = {layer: _low_rank(layer, found, values, directory) for layer, found in parts.items()}
+    check_targets(where, values, layers, full)
     return StoredAdapter(
         str(directory),
         layers,
@@ -81,15 +63,11 @@ def read_peft(directory: Path) -> StoredAdapter:
 
 
 def _tensors(directory: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    path = directory / WEIGHTS
+    path, pickled = directory / WEIGHTS, directory / PICKLE
+    if not path.exists() and pickled.exists():
+        return read_tensors(pickled), {}
     if not path.exists():
-        pickled = directory / "adapter_model.bin"
-        hint = (
-            ", only adapter_model.bin, a pickle, which can run code when it is read"
-            if pickled.exists()
-            else ""
-        )
-        raise UserError(f"{directory} has an {CONFIG} but no {WEIGHTS}{hint}")
+        raise UserError(f"{directory} has an {CONFIG} but no {WEIGHTS}")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -99,27 +77,30 @@ def _tensors(directory: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _low_rank(layer: str, parts: dict[str, Tensor], values: dict[str, Any], directory: Path) -> LowRank:
     if "lora_embedding_A" in parts or "lora_embedding_B" in parts:
+        if "lora_magnitude_vector" in parts:
+            raise UserError(
+                f"{directory}: {layer} is an embedding with DoRA, which is for linear layers here; merge it "
+                "with PEFT (merge_and_unload)"
+            )
         parts = {
             {"lora_embedding_A": "lora_B", "lora_embedding_B": "lora_A"}.get(part, part): tensor.t()
             for part, tensor in parts.items()
         }
-    missing = [part for part in ("lora_A", "lora_B") if part not in parts]
+    dora = bool(values.get("use_dora"))
+    wanted = ["lora_A", "lora_B"] + ["lora_magnitude_vector"] * dora
+    missing = [part for part in wanted if part not in parts]
     if missing:
-        raise UserError(f"{directory / WEIGHTS}: {layer} has no {missing[0]}")
+        raise UserError(f"{directory}: {layer} has no {missing[0]}")
     a, b = parts["lora_A"], parts["lora_B"]
-    rank = _of_pattern(values.get("rank_pattern"), layer, values.get("r", 8))
-    alpha = _of_pattern(values.get("alpha_pattern"), layer, values.get("lora_alpha", 8))
+    rank = of_pattern(values.get("rank_pattern"), layer, values.get("r", 8))
+    alpha = of_pattern(values.get("alpha_pattern"), layer, values.get("lora_alpha", 8))
     if a.ndim != 2 or b.ndim != 2 or (len(a), b.shape[1]) != (rank, rank):
         raise UserError(
             f"{directory}: the matrices of {layer} are {tuple(a.shape)} and {tuple(b.shape)}, "
             f"{CONFIG} says rank {rank}"
         )
     scale = alpha / (math.sqrt(rank) if values.get("use_rslora") else rank)
-    return LowRank(a, b, scale, parts.get("lora_magnitude_vector") if values.get("use_dora") else None)
-
-
-def _of_pattern(patterns: dict[str, Any] | None, layer: str, default: Any) -> Any:
-    return next((value for pattern, value in (patterns or {}).items() if fits(pattern, layer)), default)
+    return LowRank(a, b, scale, parts["lora_magnitude_vector"] if dora else None)
 
 
 def write_peft(
@@ -177,8 +158,11 @@ def _config(stored: StoredAdapter, model: ModelConfig, base: str) -> dict[str, A
         for layer, low in stored.layers.items()
     }
     rank, alpha = _usual(ranks.values()), _usual(alphas.values())
-    biases = [name for name in stored.full if name.endswith(".bias")]
-    beside = {name.rpartition(".")[0] for name in stored.full if name != ROLES} - set(stored.layers)
+    weights = {name.removesuffix(".weight") for name in stored.full if name.endswith(".weight")}
+    # PEFT wants such a layer whole, its bias too; what is in no module to save it loads by its name
+    whole = {layer for layer in weights if f"{layer}.bias" not in {*parameter_shapes(model)} - {*stored.full}}
+    beside = whole - {ROLES.removesuffix(".weight")} - set(stored.layers)
+    biased = {name.removesuffix(".bias") for name in stored.full if name.endswith(".bias")} - beside
     both = model.tied and (_EMBEDDING in stored.layers or _EMBEDDING in beside)
     return {
         "peft_type": "LORA",
@@ -194,7 +178,7 @@ def _config(stored: StoredAdapter, model: ModelConfig, base: str) -> dict[str, A
         "rank_pattern": {layer: value for layer, value in ranks.items() if value != rank},
         "alpha_pattern": {layer: value for layer, value in alphas.items() if value != alpha},
         "modules_to_save": _shortest(sorted(beside), model) or None,
-        "bias": "lora_only" if any(name.rpartition(".")[0] in stored.layers for name in biases) else "none",
+        "bias": "all" if biased - set(stored.layers) else "lora_only" if biased else "none",
         "init_lora_weights": True,
         "fan_in_fan_out": False,
     } | ({"ensure_weight_tying": True} if both else {})

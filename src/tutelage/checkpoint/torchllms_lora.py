@@ -4,44 +4,43 @@ Names are Meta's, and so is the order of rows in the projections of queries and 
 """
 
 import json
-import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tutelage.checkpoint.adapter import LowRank, StoredAdapter
 from tutelage.checkpoint.llama2c import META_NAMES
+from tutelage.checkpoint.peft_config import is_number
 from tutelage.checkpoint.rotary import halves_to_pairs, pairs_to_halves
+from tutelage.checkpoint.tensor_pickle import read_tensors
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 
 ARGS = "lora_args.json"
 _OURS_TO_META = {ours: meta for meta, ours in META_NAMES.items()}
 _ROLES = "role_embeddings"
+_FINAL, _STEP = "model_final.pth", re.compile(r"model_(\d+)\.pth")
 
 
 def read_torchllms(path: Path, config: ModelConfig) -> StoredAdapter:
     """The adapter in a .pth beside whose name lora_args.json lies; `config` is the base model's."""
-    values = json.loads((path.parent / ARGS).read_text(encoding="utf-8"))
-    missing = [key for key in ("lora_rank", "lora_alpha") if key not in values]
-    if missing:
-        raise UserError(f"{path.parent / ARGS} has no {', '.join(missing)}")
+    values = _args(path.parent / ARGS)
     rank, scale = values["lora_rank"], values["lora_alpha"] / values["lora_rank"]
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-        raise UserError(f"{path} is damaged, or holds more than tensors, which is never loaded") from error
+    state = read_tensors(path)
     parts: dict[str, dict[str, Tensor]] = {}
     full: dict[str, Tensor] = {}
     for key, tensor in state.items():
         layer, _, last = key.rpartition(".")
+        if not layer:
+            raise UserError(f"{path} holds {key}, which is no part of a Llama")
         ours = _from_meta(layer, path)
         if last in ("lora_A", "lora_B"):
             parts.setdefault(ours, {})[last] = tensor
         else:
-            full[f"{ours}.{last}"] = _turned(ours, tensor, config, pairs_to_halves)
+            full[f"{ours}.{last}"] = _halves(ours, tensor, config, path)
     layers = {}
     for layer, found in parts.items():
         if set(found) != {"lora_A", "lora_B"}:
@@ -49,10 +48,48 @@ def read_torchllms(path: Path, config: ModelConfig) -> StoredAdapter:
         a, b = found["lora_A"], found["lora_B"]
         if _is_embedding(layer):  # there A is (vocabulary, rank) and B (rank, dim)
             a, b = b, a
-        if (len(a), b.shape[1]) != (rank, rank):
-            raise UserError(f"{path}: {layer} has rank {len(a)}, {ARGS} says {rank}")
-        layers[layer] = LowRank(a, _turned(layer, b, config, pairs_to_halves), scale)
-    return StoredAdapter(str(path), layers, full, dropout=float(values.get("lora_dropout", 0.0)))
+        if a.ndim != 2 or b.ndim != 2 or (len(a), b.shape[1]) != (rank, rank):
+            shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+            raise UserError(f"{path}: the matrices of {layer} are {shapes}, {ARGS} says rank {rank}")
+        layers[layer] = LowRank(a, _halves(layer, b, config, path), scale)
+    if not state:
+        raise UserError(f"{path} holds no weights")
+    return StoredAdapter(str(path), layers, full, dropout=values.get("lora_dropout") or 0.0)
+
+
+def find_torchllms(path: Path) -> Path | None:
+    """The .pth of torchllms' adapter at `path`, file or directory: there model_final.pth, else the newest."""
+    directory = path.parent if path.is_file() else path
+    if not (directory / ARGS).is_file():
+        return None
+    if path.is_file():
+        return path if path.suffix == ".pth" else None
+    if (directory / _FINAL).is_file():
+        return directory / _FINAL
+    steps = {int(match[1]): p for p in directory.iterdir() if (match := _STEP.fullmatch(p.name))}
+    return steps[max(steps)] if steps else None
+
+
+def _args(where: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(where.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{where} holds {type(values).__name__}, not an object of settings")
+    missing = [key for key in ("lora_rank", "lora_alpha") if key not in values]
+    if missing:
+        raise UserError(f"{where} has no {', '.join(missing)}")
+    rank, alpha, dropout = values["lora_rank"], values["lora_alpha"], values.get("lora_dropout") or 0.0
+    if not is_number(rank) or rank < 1 or rank != int(rank):
+        raise UserError(f"{where}: lora_rank = {rank!r}, wanted a whole number from 1")
+    if not is_number(alpha) or alpha <= 0:
+        raise UserError(f"{where}: lora_alpha = {alpha!r}, wanted a number above 0")
+    if not is_number(dropout) or not 0 <= dropout <= 1:
+        raise UserError(f"{where}: lora_dropout = {dropout!r}, wanted a number from 0 to 1")
+    return values
 
 
 def write_torchllms(stored: StoredAdapter, path: Path, config: ModelConfig) -> None:
@@ -86,6 +123,13 @@ def write_torchllms(stored: StoredAdapter, path: Path, config: ModelConfig) -> N
         "lora_embedding": "model.embed_tokens" in stored.layers,
     }
     (path.parent / ARGS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _halves(layer: str, tensor: Tensor, config: ModelConfig, path: Path) -> Tensor:
+    if layer.endswith((".q_proj", ".k_proj")) and (not tensor.ndim or len(tensor) % config.head_dim):
+        shape = tuple(tensor.shape)
+        raise UserError(f"{path} was made for another model: {layer} is {shape}, a head {config.head_dim}")
+    return _turned(layer, tensor, config, pairs_to_halves)
 
 
 def _turned(layer: str, tensor: Tensor, config: ModelConfig, order) -> Tensor:

@@ -25,8 +25,7 @@ from tutelage.checkpoint.peft import read_peft
 from tutelage.checkpoint.shards import INDEX, SINGLE, Shards
 from tutelage.checkpoint.source import Source, check, fill, parameter_shapes
 from tutelage.checkpoint.tokenizer import find_gguf
-from tutelage.checkpoint.torchllms_lora import ARGS as LORA_ARGS
-from tutelage.checkpoint.torchllms_lora import read_torchllms
+from tutelage.checkpoint.torchllms_lora import find_torchllms, read_torchllms
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.quantize import Quantization
@@ -98,12 +97,13 @@ def fingerprint_of(path: str | Path, adapters: Sequence[str | Path] = ()) -> str
 def read_adapter(path: str | Path, config: ModelConfig) -> StoredAdapter:
     """The adapter at `path`: a PEFT directory, or torchllms' .pth beside its lora_args.json."""
     path = local_path(path)
-    return read_torchllms(path, config) if path.is_file() else read_peft(path)
+    torchllms = None if (path / ADAPTER_CONFIG).exists() else find_torchllms(path)
+    return read_torchllms(torchllms, config) if torchllms else read_peft(path)
 
 
 def is_adapter(path: Path) -> bool:
     """Whether an adapter lies at `path` and not a model."""
-    return (path / ADAPTER_CONFIG).exists() or (path.suffix == ".pth" and (path.parent / LORA_ARGS).exists())
+    return (path / ADAPTER_CONFIG).exists() or find_torchllms(path) is not None
 
 
 def _open(

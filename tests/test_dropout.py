@@ -145,7 +145,7 @@ def test_each_flag_sets_its_own_chance(made, tmp_path, monkeypatch):
     class Seen(Exception):
         pass
 
-    def fit(config, stage, model, *_):
+    def fit(config, stage, model, *_, **__):
         block, chances = model.model.layers[1], [model.model.dropout.p, model.attention_dropout]
         raise Seen(*chances, block.dropout.p, model.dropout.p)
 

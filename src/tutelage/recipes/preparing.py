@@ -65,7 +65,9 @@ def with_roles(base: ModelConfig, *, use: bool, init: str, frozen: bool = False)
     if base.role_embeddings:
         unused = f"; --role_embeddings_init {init} has no use" if init != "zeros" else ""
         how = (
-            "stay as they are: --use_role_embeddings trains them too" if frozen and not use else "are trained"
+            "stay as they are: --use_role_embeddings trains them too"
+            if frozen and not use
+            else "are trained further"
         )
         say(f"role embeddings: the model has them already, and they {how}{unused}")
         return base

@@ -157,7 +157,7 @@ def _check_finite(live: _Answers, directory: Path) -> None:
 def _like(model: Transformer, other: Transformer) -> Transformer:
     """The other one, where and how this one computes."""
     other.attention_impl = model.attention_impl
-    return other.to(model.head_weight.device)
+    return other.to(next(model.parameters()).device)
 
 
 def _compare(live: _Answers, found: _Answers, tolerance: float = TOLERANCE) -> Gate:

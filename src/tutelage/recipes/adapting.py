@@ -57,14 +57,20 @@ class Start:
         return model
 
     def beside(self, config: TrainingConfig, adapter: Path, shape: ModelConfig) -> Transformer:
-        """The base as training had it, read from disk anew, with the adapter of a directory beside it."""
+        """The base as training had it, read from disk anew, with the adapter of a directory beside it.
+
+        PiSSA's is merged: beside the base, what it took out would have to cancel in the arithmetic's dtype.
+        """
+        pissa = config.lora_init == "pissa"
         model = load_model(
             self.base,
             dtype=compute_dtype(config.precision),
-            adapters=self.adapters,
+            adapters=[*self.adapters, adapter] if pissa else self.adapters,
             force=config.force,
             quantization=quantization_of(config.quant, config.quant_double),
         )
+        if pissa:
+            return model
         model.config = replace(shape, tied=model.config.tied, role_embeddings=model.config.role_embeddings)
         put_on_(model, read_adapter(adapter, shape))
         return model

@@ -54,11 +54,22 @@ def chain_of(
         _resolved(name, model_first=number == 0 and not adapters_first)
         for number, name in enumerate(ckpt_paths)
     ]
+    adapters = [path.resolve() for path in paths if is_adapter(path)]
+    if twice := [
+        name for name, path in zip(ckpt_paths, paths, strict=True) if adapters.count(path.resolve()) > 1
+    ]:
+        raise UserError(f"ckpt_paths names the adapter {twice[0]} twice")
     if is_adapter(paths[0]):
+        if len(adapters) < len(paths):
+            raise UserError(
+                f"ckpt_paths begins with {ckpt_paths[0]}, an adapter; the model comes first, then those on it"
+            )
         known = _trained_on(paths[0], seen)
         return Chain(known.base, (*known.adapters, *paths), known.name)
     for name, path in zip(ckpt_paths[1:], paths[1:], strict=True):
         if not is_adapter(path):
+            if path.is_dir() and not (path / "config.json").exists():
+                raise UserError(f"{name} holds neither a model nor an adapter")
             raise UserError(
                 f"ckpt_paths names {ckpt_paths[0]} and {name}, two models; after the first one only adapters "
                 "may follow"

@@ -1,10 +1,12 @@
 """From settings to a plan: the model's shape, a batch as large as they come, and what a step of it takes."""
 
 import dataclasses
+import difflib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from tutelage.objectives.base import Objective
 from tutelage.objectives.language import NextToken
 from tutelage.recipes.adapting import adapt, blueprint_of
 from tutelage.recipes.assembling import Assembled, assemble
+from tutelage.recipes.chain import chain_of
+from tutelage.recipes.chain import shape_of as chain_shape
 from tutelage.recipes.plan import PlanPretrainConfig, PlanSFTConfig
 from tutelage.recipes.preparing import with_roles
 from tutelage.recipes.quantizing import quantization_of
@@ -71,7 +75,11 @@ def shape_of(config: PlanConfig) -> ModelConfig:
     name = config.ckpt_paths[0]
     if name in PRESETS:
         shape = PRESETS[name]
+    elif Path(name).expanduser().exists():
+        shape = chain_shape(chain_of(config.ckpt_paths))
     else:
+        if near := difflib.get_close_matches(name.lower(), PRESETS, n=1):
+            raise UserError(f"{name} is no path, and no shape has this name; did you mean {near[0]}?")
         path = config_path(name)
         shape = read_config(path) if path.suffix == ".json" else load_config(path)
     if isinstance(config, PlanSFTConfig):
@@ -116,7 +124,12 @@ def suggestions(
     config: PlanConfig, shape: ModelConfig, device: Device, plan: Plan
 ) -> list[tuple[dict[str, Any], Plan]]:
     """Changes that save memory with their plans: alone, by what they save, then as many as it needs."""
-    print("it does not fit: trying changes", file=sys.stderr, flush=True)
+    peak, memory = plan.estimate.peak / 2**30, device.memory
+    print(
+        f"it does not fit: {peak:.1f} of {memory:.1f} GiB; trying changes, each about as long as this took",
+        file=sys.stderr,
+        flush=True,
+    )
     possible = changes(config)
     alone = [(change, _planned(config, shape, device, change)) for change in possible]
     alone = sorted(
@@ -149,7 +162,10 @@ def _changed(config: PlanConfig, change: dict[str, Any]) -> PlanConfig | None:
 
 
 def _planned(config: PlanConfig, shape: ModelConfig, device: Device, change: dict[str, Any]) -> Plan:
-    return plan_of(dataclasses.replace(config, **change), shape, device)
+    found = plan_of(dataclasses.replace(config, **change), shape, device)
+    words = ", ".join(f"{name} {value}" for name, value in change.items())
+    print(f"  {words}: {found.estimate.peak / 2**30:.1f} GiB", file=sys.stderr, flush=True)
+    return found
 
 
 def _changes(config: PlanConfig) -> Iterator[dict[str, Any]]:

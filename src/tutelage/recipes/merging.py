@@ -11,6 +11,7 @@ from tutelage.checkpoint.hf import load_model, read_adapter, save_model
 from tutelage.checkpoint.note import read_note
 from tutelage.checkpoint.rounded import is_quantized
 from tutelage.model.config import ModelConfig
+from tutelage.model.roles import NOTE
 from tutelage.model.transformer import Transformer
 from tutelage.recipes.chain import Chain, load_chain, put_on_
 from tutelage.recipes.preparing import say
@@ -63,6 +64,8 @@ def merge(
             "stand for; in the weights before they were quantized it would give logits "
             f"{_worst(exact, _logits(unquantized, probes)):.2g} away from what was trained"
         )
+    if model.config.role_embeddings:
+        say(f"note: {NOTE}")
     total = sum(len(probe.tokens) for probe in probes)
     flips = sum(int((a.argmax(-1) != b.argmax(-1)).sum()) for a, b in zip(exact, rounded, strict=True))
     say(

@@ -156,12 +156,19 @@ def plan(config: TrainingConfig, blueprint: Transformer, loader: Loader, device:
         quantization=quantization_of(config.quant, config.quant_double),
     )
     memory = sum(parts.values()) / 2**30 / dist.world_size()
+    size = f"{memory:.2f} GiB" if memory >= 0.1 else f"{memory * 1024:.1f} MiB"
     say(
         f"model: {model.family}, {model.n_parameters:,} parameters, {config.precision} on {device}: weights, "
-        f"gradients and optimizer take {memory:.2f} GiB{each}, activations come on top"
+        f"gradients and optimizer take {size}{each}, activations come on top"
     )
     if frozen:
         say(trained_table(blueprint))
+    if config.lora_init == "pissa" and config.precision != "fp32":
+        say(
+            "note: in 16 bits pissa rounds the largest part of each layer's output; --precision fp32 is exact"
+        )
+    if config.lora and config.lr == TrainingConfig.__dataclass_fields__["lr"].default:
+        say(f"note: --lr {config.lr:g} suits whole models; adapters usually take about ten times as much")
     if config.lr_scheduler != "constant" and config.warmup(steps) >= steps:
         say(f"the rate only rises: the warm-up is {config.warmup(steps):,} steps, and the run {steps:,}")
     say(f"plan: {steps:,} optimizer steps of {loader_words(config)}, {loader.steps_per_epoch(0):,} an epoch")

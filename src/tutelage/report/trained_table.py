@@ -6,6 +6,8 @@ from torch import nn
 
 from tutelage.model.transformer import Transformer
 
+_EMBEDDING = "model.embed_tokens.weight"
+
 
 def trained_rows(model: nn.Module) -> list[tuple[str, int, str, int]]:
     """(name, tensors, shape of each, weights in all) of what has a gradient, numbers of blocks left out."""
@@ -25,6 +27,8 @@ def trained_table(model: Transformer) -> str:
     lines = [f"  {name:<{width}}  {n:>3} x {shape:<12} {count:>14,}" for name, n, shape, count in rows]
     adapters = sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
     total, everything = sum(row[3] for row in rows), model.config.n_parameters + adapters
+    if model.lm_head is None and any(name == _EMBEDDING for name, *_ in rows):
+        lines.append("  (the head is the embedding: it is trained with it)")
     return "\n".join(
         [f"trained: {total:,} of {everything:,} weights ({100 * total / everything:.2f} %)", *lines]
     )

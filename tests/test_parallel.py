@@ -53,6 +53,8 @@ def test_two_processes_step_as_one_does(two, name):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_more_processes_and_compiled_ones_step_as_one_does(tmp_path, processes):
     names = [n for n, case in CASES.items() if case.micro % processes == 0 and (processes == 4 or n in SLOW)]
+    # bfloat16 moments are rounded by draws that a process makes for its share: with other shares, others.
+    names = [name for name in names if name != "bf16 moments"]
     for name, found in taken(tmp_path, names, processes).items():
         compare(name, found)
 

@@ -109,7 +109,7 @@ def test_ten_kills_at_random_moments(made, tmp_path, processes, save_freq):
         before = step_of(broken)
         process = begun(processes, broken.parent / "notes", words, log)
         if number % 4 == 3:
-            time.sleep(draw.uniform(0, 6))
+            time.sleep(draw.uniform(0, 4))
         else:
             while process.poll() is None and step_of(broken) <= before:
                 time.sleep(0.005)

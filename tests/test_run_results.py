@@ -195,4 +195,4 @@ def test_files_that_are_not_the_trained_model_are_refused(made, tmp_path, monkey
     ended = run(*made.sft(tmp_path / "out", train_steps=1))
     assert ended.code == 1, "this is our mistake"
     assert f"{tmp_path / 'out' / 'model'} does not reproduce the model that was trained: " in ended.err
-    assert not (tmp_path / "out" / "model" / "README.md").exists()
+    assert not (tmp_path / "out" / "model").exists() and (tmp_path / "out" / "model.refused").exists()

@@ -1,6 +1,7 @@
 """Write OUT/model, read it back, and compare with the model in memory before calling a run done."""
 
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,10 +172,13 @@ def _compare(live: _Answers, found: _Answers, tolerance: float = TOLERANCE) -> G
 
 def _passed(gate: Gate, directory: Path) -> Gate:
     if not gate.passed:
+        refused = directory.with_name(f"{directory.name}.refused")  # not to be taken for a result
+        if dist.rank() == 0:
+            shutil.rmtree(refused, ignore_errors=True)
+            directory.rename(refused)
         raise RuntimeError(
             f"{directory} does not reproduce the model that was trained: logits differ by "
-            f"{gate.logit_error:.3g}, greedy text is {'equal' if gate.greedy_equal else 'different'}; do not "
-            "use it"
+            f"{gate.logit_error:.3g}, greedy text is {gate.text}; what was written is in {refused}, do not use it"
         )
     return gate
 

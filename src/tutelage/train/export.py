@@ -178,7 +178,7 @@ def _passed(gate: Gate, directory: Path) -> Gate:
             directory.rename(refused)
         raise RuntimeError(
             f"{directory} does not reproduce the model that was trained: logits differ by "
-            f"{gate.logit_error:.3g}, greedy text is {gate.text}; what was written is in {refused}, do not use it"
+            f"{gate.logit_error:.3g}, greedy text is {gate.text}; look into {refused}, do not use it"
         )
     return gate
 

@@ -22,6 +22,7 @@ from tutelage.model.quantize import QuantizedLinear
 from tutelage.model.roles import PARAMETER as ROLES
 from tutelage.model.transformer import Transformer
 
+_KIND = "2:"  # of fingerprint: those taken in another way cannot be compared
 _ROWS, _VALUES = 12, 24  # of each tensor, and of each of its rows, that a fingerprint reads
 _SHOWN = 4
 
@@ -218,7 +219,7 @@ def merged(
 
 def check_trained_on(stored: StoredAdapter, found: str, where: str, *, force: bool = False) -> None:
     """Refuse an adapter on a model with another fingerprint than the one it was trained on."""
-    if stored.fingerprint in (None, found) or force:
+    if stored.fingerprint in (None, found) or force or not stored.fingerprint.startswith(_KIND):
         return
     base = f" ({stored.base})" if stored.base else ""
     raise UserError(
@@ -262,4 +263,4 @@ def fingerprint(config: ModelConfig, source: Source) -> str:
             values = source.rows(name, row, row + 1).flatten()
             values = values[:: max(1, len(values) // _VALUES)].to(torch.bfloat16).contiguous()
             digest.update(name.encode() + values.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:32]
+    return f"{_KIND}{digest.hexdigest()[:32]}"

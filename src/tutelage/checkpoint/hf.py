@@ -18,6 +18,7 @@ from torch import Tensor
 from tutelage.checkpoint.adapter import StoredAdapter, fingerprint, merged
 from tutelage.checkpoint.gguf import GGUFSource, gguf_config
 from tutelage.checkpoint.hub import local_path
+from tutelage.checkpoint.json_file import read_object
 from tutelage.checkpoint.llama2c import Llama2cSource, find_llama2c
 from tutelage.checkpoint.note import read_note
 from tutelage.checkpoint.peft import CONFIG as ADAPTER_CONFIG
@@ -44,7 +45,7 @@ def load_config(path: str | Path) -> ModelConfig:
 
 def read_config(where: Path) -> ModelConfig:
     """The shape that a config.json describes, wherever it lies and whatever it is called."""
-    values = _read_json(where)
+    values = read_object(where)
     if "auto_map" in values:
         raise UserError(
             f"{where}: auto_map asks to run Python code that came with the model, which is never done; "
@@ -141,20 +142,10 @@ def _config_of_directory(directory: Path) -> ModelConfig:
         raise UserError(f"{directory} is not a model directory: it has no config.json")
     config = read_config(where)
     generation = directory / "generation_config.json"
-    eos = _read_json(generation).get("eos_token_id") if generation.exists() else None
+    eos = read_object(generation).get("eos_token_id") if generation.exists() else None
     if eos is None:
         return config
     return replace(config, eos=tuple(eos) if isinstance(eos, list) else (eos,))  # what generate() stops at
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds {type(values).__name__}, not an object of settings")
-    return values
 
 
 def save_model(

@@ -1,12 +1,12 @@
 """What PEFT's adapter_config.json says, refused where it is wrong or means more than is read here."""
 
-import json
 import math
 import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from tutelage.checkpoint.json_file import read_object
 from tutelage.errors import UserError
 from tutelage.model.adapters import fits
 
@@ -34,14 +34,7 @@ _BLOCK = re.compile(r"(.*\blayers\.)(\d+)(\..+)")
 
 def read_config(where: Path) -> dict[str, Any]:
     """The settings of a LoRA adapter that has no peculiarity which would be lost here."""
-    try:
-        values = json.loads(where.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{where} cannot be read: {error}") from error
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{where} holds {type(values).__name__}, not an object of settings")
+    values = read_object(where)
     if values.get("peft_type") != "LORA":
         raise UserError(f"{where}: peft_type {values.get('peft_type')!r} is not supported; only LORA is")
     for key, neutral in _NEUTRAL.items():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tutelage.checkpoint.adapter import LowRank, StoredAdapter
+from tutelage.checkpoint.json_file import read_object
 from tutelage.checkpoint.llama2c import META_NAMES
 from tutelage.checkpoint.peft_config import is_number
 from tutelage.checkpoint.rotary import halves_to_pairs, pairs_to_halves
@@ -71,14 +72,7 @@ def find_torchllms(path: Path) -> Path | None:
 
 
 def _args(where: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(where.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{where} cannot be read: {error}") from error
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{where} holds {type(values).__name__}, not an object of settings")
+    values = read_object(where)
     missing = [key for key in ("lora_rank", "lora_alpha") if key not in values]
     if missing:
         raise UserError(f"{where} has no {', '.join(missing)}")

@@ -217,12 +217,12 @@ def adapter(model: nn.Module, name: str | None) -> Iterator[None]:
 
 def trained_beside(model: nn.Module) -> dict[str, Tensor]:
     """Copies of what is trained in full beside the adapters, for `without_adapters` when it has changed."""
+    return {name: p.detach().clone() for name, p in _beside(model).items()}
+
+
+def _beside(model: nn.Module) -> dict[str, nn.Parameter]:
     inside = {id(p) for layer in _layers(model) for part in layer.low_rank() for p in part.values()}
-    return {
-        name: p.detach().clone()
-        for name, p in model.named_parameters()
-        if p.requires_grad and id(p) not in inside
-    }
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside}
 
 
 @contextmanager
@@ -231,10 +231,8 @@ def without_adapters(model: nn.Module, beside: dict[str, Tensor] | None = None) 
 
     What is trained in full has its first values inside: those of `beside`, from `trained_beside`.
     """
-    parameters = dict(model.named_parameters())
-    now = {name: parameters[name].data for name in trained_beside(model)}
-    if any(isinstance(value, DTensor) for value in now.values()):
-        now = trained_beside(model)
+    parameters = _beside(model)
+    now = {name: p.detach().clone() if isinstance(p, DTensor) else p.data for name, p in parameters.items()}
     assert set(now) <= set(beside or {}), (
         "weights are trained beside the adapter, and nobody kept their first"
     )

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from tutelage.train.freezing import Freezing, check_patterns, freeze_, unfreeze_
 from tutelage.train.precision import compute_dtype, load_dtype
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Start:
     """The model that training starts from: weights on disk, and adapters that are merged into them."""
 
@@ -85,8 +86,9 @@ class Start:
         """The model without weights, frozen and adapted as the settings say."""
         return blueprint_of(config, shape, self._stored(shape))
 
+    @cached_property
     def fingerprint(self) -> str:
-        """What tells this model from others of its shape."""
+        """What tells this model from others of its shape, read from its files once."""
         return fingerprint_of(self.base, self.adapters)
 
     def _stored(self, shape: ModelConfig) -> StoredAdapter | None:
@@ -120,7 +122,7 @@ def origin(config: TrainingConfig, start: Start | None, model: Transformer) -> d
     ]
     seed = f"drawn by seed {config.seed}, std {getattr(config, 'init_std', None)}"
     return {
-        "base": start.fingerprint() if start else seed,
+        "base": start.fingerprint if start else seed,
         "quant": f"{config.quant}{' double' if config.quant_double else ''}",
         "adapters": hashlib.sha256(repr(scales).encode()).hexdigest()[:16],
     }
@@ -222,12 +224,13 @@ def _pairs(given: Sequence[str], number: Callable, flag: str) -> tuple:
     """`q_proj=8` as ("q_proj", 8)."""
     pairs = []
     for text in given:
-        pattern, _, value = text.rpartition("=")
+        pattern, _, given_number = text.rpartition("=")
         try:
             re.compile(pattern)
-            pairs.append((pattern, number(value)))
+            value = number(given_number)
         except (ValueError, re.error):
-            pairs.append(("", 0))
-        if not pattern or pairs[-1][1] <= 0:
+            value = 0
+        if not pattern or value <= 0:
             raise UserError(f"{flag}: {text} is not PATTERN=NUMBER, like q_proj=8, with a number above 0")
+        pairs.append((pattern, value))
     return tuple(pairs)

@@ -1,6 +1,5 @@
 """What ckpt_paths name: a model, then adapters on it, each a path, a hub id or a run's directory."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +16,9 @@ from tutelage.checkpoint.hf import (
     read_adapter,
 )
 from tutelage.checkpoint.hub import local_path
+from tutelage.checkpoint.json_file import read_object
 from tutelage.checkpoint.note import read_note
 from tutelage.checkpoint.peft import CONFIG as ADAPTER_CONFIG
-from tutelage.checkpoint.rounded import is_quantized
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.merge import untie_
@@ -78,14 +77,6 @@ def chain_of(
     return Chain(paths[0], tuple(paths[1:]), str(paths[0].resolve()) if is_path else ckpt_paths[0])
 
 
-def model_path(name: str) -> Path:
-    """Where the model called `name` lies; of a run's directory, its result."""
-    chain = chain_of([name])
-    if chain.adapters:
-        raise UserError(f"{name} is an adapter, and a model is wanted; `tutelage merge` makes one of it")
-    return chain.base
-
-
 def shape_of(chain: Chain) -> ModelConfig:
     """The model's, with the end tokens and the room that its last adapter was trained with."""
     if not chain.adapters:
@@ -107,32 +98,16 @@ def load_chain(
 
     With `quantization` the last adapter stays beside its layers, since it would not survive in 4 bits.
     """
-    if quantization is None or not chain.adapters:
-        model = load_model(
-            chain.base,
-            dtype=dtype,
-            device=device,
-            adapters=chain.adapters,
-            force=force,
-            quantization=quantization,
-        )
-        return _told(model, chain)
+    beside = quantization is not None and bool(chain.adapters)
+    merged = chain.adapters[:-1] if beside else chain.adapters
     model = load_model(
-        chain.base,
-        dtype=dtype,
-        device=device,
-        adapters=chain.adapters[:-1],
-        force=force,
-        quantization=quantization,
+        chain.base, dtype=dtype, device=device, adapters=merged, force=force, quantization=quantization
     )
-    stored = read_adapter(chain.adapters[-1], model.config)
-    check_trained_on(stored, fingerprint_of(chain.base, chain.adapters[:-1]), str(chain.base), force=force)
-    put_on_(model, stored)
-    return _told(model.requires_grad_(False), chain)
-
-
-def _told(model: Transformer, chain: Chain) -> Transformer:
-    """The model with the end tokens and the room that its last adapter was trained with."""
+    if beside:
+        stored = read_adapter(chain.adapters[-1], model.config)
+        check_trained_on(stored, fingerprint_of(chain.base, merged), str(chain.base), force=force)
+        put_on_(model, stored)
+        model.requires_grad_(False)
     shape = shape_of(chain)
     model.config = replace(model.config, eos=shape.eos, max_positions=shape.max_positions)
     return model
@@ -144,12 +119,6 @@ def put_on_(model: Transformer, stored: StoredAdapter) -> None:
         add_role_embeddings_(model, "zeros", seed=0)
     if model.config.tied and for_tied(stored) is None:
         untie_(model)
-    names = dict(model.named_parameters())
-    if lacking := [name for name in stored.full if name not in names and is_quantized(name)]:
-        raise UserError(
-            f"{stored.where} was trained with {lacking[0]} in full, which a quantized model does not have; "
-            "leave out --quant, or merge it first"
-        )
     attach_(model, stored)
     dtype = model.model.embed_tokens.weight.dtype
     for parameter in model.parameters():
@@ -175,10 +144,7 @@ def _trained_on(adapter: Path, seen: tuple[Path, ...]) -> Chain:
     hint = f"give the model first: --ckpt_paths MODEL {adapter}"
     config, base = adapter / ADAPTER_CONFIG, None
     if config.exists():
-        try:
-            base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{config} is not an object of settings ({error})") from error
+        base = read_object(config).get("base_model_name_or_path")
     if not base or adapter.resolve() in seen:
         raise UserError(f"{adapter} is an adapter that does not say what it was trained on; {hint}")
     try:

@@ -44,7 +44,7 @@ def hand_over(
             fitted.masters,
             target,
             base=start.base_name,
-            fingerprint=start.fingerprint(),
+            fingerprint=start.fingerprint,
             rslora=config.lora_rslora,
             probes=probes,
             anew=lambda: start.beside(config, target, shape),

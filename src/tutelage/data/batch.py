@@ -6,8 +6,8 @@ B rows   T positions
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -49,14 +49,13 @@ class Batch:
     positions: Tensor  # (B, T) int64, from 0 in every document
     docs: Tensor  # (B, T) int64, 0, 1, 2, … along a row; −1 in padding
     roles: Tensor  # (B, T) int64, who wrote the token that is read
+    branches: Tensor | None = None  # (B, T) int64, where documents fork: 0 in the trunk, then 1, 2, …
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str) -> Self:
         """The same batch on another device."""
-        return Batch(
-            tokens=self.tokens.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            weights=self.weights.to(device, non_blocking=True),
-            positions=self.positions.to(device, non_blocking=True),
-            docs=self.docs.to(device, non_blocking=True),
-            roles=self.roles.to(device, non_blocking=True),
-        )
+        moved = {
+            each.name: getattr(self, each.name).to(device, non_blocking=True)
+            for each in fields(self)
+            if getattr(self, each.name) is not None
+        }
+        return replace(self, **moved)

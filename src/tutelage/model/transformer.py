@@ -123,6 +123,7 @@ class Transformer(nn.Module):
         docs: Tensor | None = None,
         *,
         roles: Tensor | None = None,
+        branches: Tensor | None = None,
         kv: KVCache | None = None,
     ) -> Tensor:
         """(B, T) -> (B, T, D): final hidden states, normalised.

@@ -48,7 +48,8 @@ def learned_positions(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor,
 
     Prompts and padding never meet the head. Finding them would wait for the device on CUDA: there all count.
     """
-    hidden = model(batch.tokens, batch.positions, batch.docs, roles=batch.roles).flatten(0, 1)  # (B·T, D)
+    hidden = model(batch.tokens, batch.positions, batch.docs, roles=batch.roles, branches=batch.branches)
+    hidden = hidden.flatten(0, 1)  # (B·T, D)
     targets, weights = batch.targets.flatten(), batch.weights.flatten()
     if on_gpu(weights):
         return hidden, targets, weights, torch.arange(len(weights), device=weights.device)

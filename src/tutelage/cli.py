@@ -67,6 +67,12 @@ COMMANDS = {
     "data build pretrain": Command(
         "build_pretrain", "BuildPretrainConfig", "tokenize text into shards, once, for pretraining"
     ),
+    "data build hh_rlhf": Command(
+        "build_preferences",
+        "BuildHhRlhfConfig",
+        "turn Anthropic's pairs of conversations into preferences",
+        run="run_hh_rlhf",
+    ),
     "data show": Command(
         "data_show", "DataShowConfig", "print samples in colour: what is learned and what is not"
     ),

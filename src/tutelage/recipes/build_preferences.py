@@ -1,0 +1,118 @@
+"""Turn published data sets into preferences: prompts with a better and a worse answer, or several ranked.
+
+    tutelage data build hh_rlhf --input train.jsonl.gz --output_dir data/hh_rlhf
+
+Reads .jsonl, .jsonl.gz and .parquet files, folders of them, `local:DIR` (from save_to_disk) and hub ids, and
+writes train.jsonl and val.jsonl. Prompts are held out by their hash, so that equal ones stay together.
+Rows that cannot be used are counted by reason, with the place of the first.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tutelage.errors import UserError
+
+if TYPE_CHECKING:
+    from tutelage.data.preference_build import Examples
+    from tutelage.data.ranked import Choice, Ranked
+
+    ReadFile = Callable[[Path], Iterator[tuple[str, Ranked | str]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Building:
+    input: tuple[str, ...]  # files, folders of them, local:DIR or hub ids
+    input_splits: tuple[str, ...] = ()  # of each input that is a data set of the hub or local:; - for files
+    val_input: tuple[str, ...] = ()  # files to hold out, instead of val_percent
+    output_dir: Path
+    val_percent: float = 5.0  # of the prompts, held out in val.jsonl
+    seed: int = 1
+    cache_dir: Path | None = None  # of data sets written out as files; default ~/.cache/tutelage
+    overwrite: bool = False  # replace what output_dir holds
+
+    def __post_init__(self) -> None:
+        if not self.input:
+            raise UserError("input names no path")
+        if not 0 <= self.val_percent < 100:
+            raise UserError(f"val_percent is {self.val_percent:g}, must be 0 or more and below 100")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildHhRlhfConfig(_Building):
+    kind: Literal["pairs", "chosen", "prompts"] = "pairs"
+    """pairs, conversations with the chosen ending to fine-tune on, or prompts alone"""
+
+
+def run_hh_rlhf(config: BuildHhRlhfConfig) -> None:
+    """Write pairs, the conversations that were chosen, or their prompts."""
+    from tutelage.data.hh_rlhf import ranked_of
+    from tutelage.data.ranked import Choice
+
+    _build(config, lambda path: _each(path, ranked_of), Choice(kind=config.kind))
+
+
+def _each(
+    path: Path, ranked_of: Callable[[dict[str, Any]], Ranked | str]
+) -> Iterator[tuple[str, Ranked | str]]:
+    """Every row of a file, as ranked answers or why not."""
+    from tutelage.data.raw_rows import rows_of
+
+    for place, row in rows_of(path):
+        yield place, row if isinstance(row, str) else ranked_of(row)
+
+
+def _build(config: _Building, read: ReadFile, choice: Choice) -> None:
+    """Find the files, write the data set, say what became of the rows."""
+    from tutelage.data.preference_build import NAMES, build
+
+    files = _files(config.input, config.input_splits, config)
+    held_out = _files(config.val_input, (), config)
+    outputs = [config.output_dir / name for name in NAMES.values()]
+    for path in outputs:
+        if path.resolve() in {file.resolve() for file in [*files, *held_out]}:
+            raise UserError(f"{path} would be written over, and is read; give another --output_dir")
+        if path.exists() and not config.overwrite:
+            raise UserError(f"{path} exists; give --overwrite to replace it, or another --output_dir")
+    counts = build(
+        _together(files, read),
+        _together(held_out, read),
+        config.output_dir,
+        choice=choice,
+        val_percent=0 if held_out else config.val_percent,
+        seed=config.seed,
+    )
+    for line in counts.lines():
+        print(line, file=sys.stderr)
+    if config.val_percent and not counts.written["val"]:
+        print("no prompt was drawn to be held out: there is no val.jsonl", file=sys.stderr)
+    for path in outputs:
+        if path.exists():
+            print(path)
+
+
+def _together(files: list[Path], read: ReadFile) -> Examples:
+    for file in files:
+        yield from read(file)
+
+
+def _files(paths: tuple[str, ...], splits: tuple[str, ...], config: _Building) -> list[Path]:
+    """The files of what was given: data sets are written out as such, folders are looked through."""
+    from tutelage.data.raw_rows import SUFFIXES, data_files
+    from tutelage.data.saved import as_files
+
+    if splits or any(not Path(path).exists() and not path.endswith(SUFFIXES) for path in paths):
+        paths = tuple(
+            as_files(
+                paths,
+                splits,
+                cache_dir=config.cache_dir,
+                log=lambda text: print(text, file=sys.stderr),
+                flag="--input_splits",
+            )
+        )
+    return data_files(paths)

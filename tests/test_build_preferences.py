@@ -1,0 +1,163 @@
+"""`tutelage data build hh_rlhf` and its kin: what is written, what is held out, what is skipped and why."""
+
+import gzip
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from tutelage import cli
+from tutelage.data.preference_build import build
+from tutelage.data.ranked import Choice, Ranked
+
+
+def run(capsys, *words: object) -> tuple[int, str, str]:
+    code = 0
+    try:
+        cli.main(["data", "build", *map(str, words)])
+    except SystemExit as end:
+        code = end.code
+    return code, *capsys.readouterr()
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def hh(question: str, better: str = "Yes.", worse: str = "No.") -> dict:
+    start = f"\n\nHuman: {question}\n\nAssistant: "
+    return {"chosen": start + better, "rejected": start + worse}
+
+
+def examples(count: int) -> list[tuple[str, Ranked | str]]:
+    return [
+        (f"row {n}", Ranked([{"role": "user", "content": f"Question {n // 2}?"}], [f"good {n}", "bad"]))
+        for n in range(count)
+    ]
+
+
+def test_defect_4_9_13_a_split_holds_only_its_own_rows(tmp_path):
+    """The reference pickled a view of a split, which carried the whole data set into every file."""
+    counts = build(examples(1000), [], tmp_path, choice=Choice(kind="pairs"), val_percent=5, seed=1)
+    train, val = lines(tmp_path / "train.jsonl"), lines(tmp_path / "val.jsonl")
+    assert counts.written == {"train": len(train), "val": len(val)} and len(train) + len(val) == 1000
+    assert 20 < len(val) < 90
+    chosen = [record["chosen"] for record in train + val]
+    assert sorted(chosen) == sorted(f"good {n}" for n in range(1000))
+    trained = (tmp_path / "train.jsonl").read_text()
+    assert not any(json.dumps(record["chosen"]) in trained for record in val)
+    asked = [{record["prompt"] for record in split} for split in (train, val)]
+    assert not asked[0] & asked[1], "equal prompts stay together"
+
+
+def test_what_is_held_out_depends_on_the_seed_and_on_nothing_else(tmp_path):
+    written = {}
+    for name, rows, seed in [("a", examples(400), 1), ("b", examples(400)[::-1], 1), ("c", examples(400), 2)]:
+        build(rows, [], tmp_path / name, choice=Choice(kind="pairs"), val_percent=10, seed=seed)
+        written[name] = {record["prompt"] for record in lines(tmp_path / name / "val.jsonl")}
+    assert written["a"] == written["b"] != written["c"]
+
+
+def test_prompts_of_a_given_validation_set_leave_the_training_set(tmp_path, capsys):
+    train = write_rows(tmp_path / "train.jsonl.gz", [hh("One?"), hh("Two?"), hh("Three?")])
+    val = write_rows(tmp_path / "test.jsonl.gz", [hh("Two?", "Perhaps.")])
+    out = tmp_path / "out"
+    words = ["hh_rlhf", "--input", train, "--val_input", val, "--output_dir", out]
+    code, printed, said = run(capsys, *words)
+    assert (code, printed.split()) == (0, [str(out / "train.jsonl"), str(out / "val.jsonl")])
+    assert [record["prompt"] for record in lines(out / "train.jsonl")] == ["One?", "Three?"]
+    assert lines(out / "val.jsonl") == [{"prompt": "Two?", "chosen": "Perhaps.", "rejected": "No."}]
+    assert "4 read, 3 kept: 2 to train, 1 to val" in said
+    assert f"1 skipped: its prompt is held out; the first is {train}:2" in said
+
+
+def test_what_exists_is_not_replaced_unasked(tmp_path, capsys):
+    raw = write_rows(tmp_path / "raw" / "a.jsonl", [hh("One?")])
+    words = ["hh_rlhf", "--input", raw, "--output_dir", tmp_path, "--val_percent", 0]
+    (tmp_path / "val.jsonl").write_text("old")
+    code, _, err = run(capsys, *words)
+    assert (code, "val.jsonl exists; give --overwrite to replace it" in err) == (2, True)
+    assert (tmp_path / "val.jsonl").read_text() == "old"
+    assert run(capsys, *words, "--overwrite")[0] == 0
+    assert not (tmp_path / "val.jsonl").exists(), "what was held out before does not belong to this build"
+    own = write_rows(tmp_path / "own" / "train.jsonl", [hh("One?")])
+    code, _, err = run(capsys, "hh_rlhf", "--input", own, "--output_dir", own.parent, "--overwrite")
+    assert (code, "would be written over, and is read" in err) == (2, True)
+
+
+def test_every_form_of_file_gives_the_same_rows(tmp_path, capsys):
+    rows = [hh(f"Question {n}?") for n in range(3)]
+    write_rows(tmp_path / "a" / "deep" / "x.jsonl", rows)
+    write_rows(tmp_path / "b" / "x.jsonl.gz", rows)
+    (tmp_path / "c").mkdir()
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "c" / "x.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "d"))
+    written = []
+    for name in "abcd":
+        given = f"local:{tmp_path / 'd'}" if name == "d" else tmp_path / name
+        words = [
+            "--output_dir",
+            tmp_path / "out" / name,
+            "--cache_dir",
+            tmp_path / "cache",
+            "--val_percent",
+            0,
+        ]
+        assert run(capsys, "hh_rlhf", "--input", given, *words)[0] == 0
+        written.append((tmp_path / "out" / name / "train.jsonl").read_bytes())
+    assert len(set(written)) == 1 and len(written[0].splitlines()) == 3
+
+
+def test_broken_lines_are_counted_and_torn_files_refused(tmp_path, capsys):
+    raw = write_rows(tmp_path / "a.jsonl", [hh("One?")])
+    raw.write_bytes(raw.read_bytes() + b'\n{"chosen": \n[1]\n\xff\n')
+    words = ["--output_dir", tmp_path / "out", "--val_percent", 0]
+    code, _, said = run(capsys, "hh_rlhf", "--input", raw, *words)
+    assert code == 0
+    assert "4 read, 1 kept: 1 to train" in said
+    assert f"2 skipped: not JSON; the first is {raw}:3" in said
+    assert f"1 skipped: not an object; the first is {raw}:4" in said
+    torn = tmp_path / "b.jsonl.gz"
+    torn.write_bytes(gzip.compress(raw.read_bytes() * 50)[:-20])
+    code, _, err = run(capsys, "hh_rlhf", "--input", torn, *words, "--overwrite")
+    assert (code, f"{torn} cannot be read to its end" in err) == (2, True)
+    (tmp_path / "c.parquet").write_bytes(b"PAR1")
+    code, _, err = run(capsys, "hh_rlhf", "--input", tmp_path / "c.parquet", *words, "--overwrite")
+    assert (code, "c.parquet cannot be read" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--input", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        (["--input", "some/where"], "some/where looks like a data set of the hub, which needs a split"),
+        (["--input", "{}"], "holds no file that ends in .jsonl, .jsonl.gz, .parquet"),
+        (["--input", "{}/a.csv"], "a.csv cannot be read: give a file that ends in"),
+        (
+            ["--input", "a.jsonl", "--val_percent", "100"],
+            "val_percent is 100, must be 0 or more and below 100",
+        ),
+    ],
+)
+def test_mistakes_are_named(tmp_path, capsys, words, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.csv").write_text("x")
+    words = [word.format(tmp_path / "empty") for word in words]
+    code, _, err = run(capsys, "hh_rlhf", *words, "--output_dir", tmp_path / "out")
+    assert (code, message in err) == (2, True), err
+
+
+def test_nothing_left_is_refused_with_the_reasons(tmp_path, capsys):
+    raw = write_rows(tmp_path / "a.jsonl", [hh("One?", "Same.", "Same. ")])
+    code, _, err = run(capsys, "hh_rlhf", "--input", raw, "--output_dir", tmp_path / "out")
+    assert code == 2
+    assert "nothing is left to train on:" in err and "1 skipped: fewer than two different answers" in err
+    assert not any((tmp_path / "out").iterdir())

@@ -134,6 +134,50 @@ def test_broken_lines_are_counted_and_torn_files_refused(tmp_path, capsys):
     assert (code, "c.parquet cannot be read" in err) == (2, True)
 
 
+def test_stackexchange_is_built_from_a_folder_of_parquet_files(tmp_path, capsys):
+    said = ["Yes, " + "a word " * 8, "<p>Maybe,\n " + "a word " * 8 + "</p>", "No."]
+    rows = [
+        {
+            "qid": n,
+            "question": f"<p>{'What is question ' * 3} {n}?</p>",
+            "answers": [{"pm_score": score, "text": text} for score, text in enumerate(said[: 3 - n % 2])],
+        }
+        for n in range(4)
+    ]
+    (tmp_path / "raw" / "site").mkdir(parents=True)
+    datasets.Dataset.from_list(rows[:2]).to_parquet(tmp_path / "raw" / "site" / "0.parquet")
+    datasets.Dataset.from_list(rows[2:]).to_parquet(tmp_path / "raw" / "site" / "1.parquet")
+    words = ["stackexchange", "--input", tmp_path / "raw", "--output_dir", tmp_path / "out"]
+    assert run(capsys, *words, "--val_percent", 0)[0] == 0
+    record = {"answers": ["Maybe, " + ("a word " * 8).strip(), said[0].strip()], "scores": [1, 0]}
+    written = lines(tmp_path / "out" / "train.jsonl")
+    assert [{**line, "prompt": ""} for line in written] == [{"prompt": "", **record}] * 4
+    code, _, err = run(capsys, *words, "--overwrite", "--min_words", 3, "--min_answers", 3)
+    assert code == 2 and "nothing is left" in err and "4 skipped: fewer than 3 answers of different" in err
+    code, _, err = run(capsys, *words, "--min_answers", 5, "--max_answers", 4)
+    assert (code, "must be at least 2 and at most max_answers" in err) == (2, True)
+
+
+def test_piqa_and_ultrafeedback_are_built(tmp_path, capsys):
+    goals = [{"goal": f"Do {n}", "sol1": "one way", "sol2": "another"} for n in range(3)]
+    raw = write_rows(tmp_path / "train.jsonl", goals)
+    (tmp_path / "train-labels.lst").write_text("0\n1\n0\n")
+    words = ["piqa", "--input", raw, "--output_dir", tmp_path / "piqa", "--val_percent", 0]
+    assert run(capsys, *words)[0] == 0
+    chosen = [record["chosen"] for record in lines(tmp_path / "piqa" / "train.jsonl")]
+    assert chosen == ["one way", "another", "one way"]
+    completions = [{"response": f"{n}", "overall_score": n, "fine-grained_score": -n} for n in range(4)]
+    raw = write_rows(tmp_path / "u.jsonl", [{"instruction": "Say it.", "completions": completions}])
+    words = ["ultrafeedback", "--input", raw, "--output_dir", tmp_path / "out", "--val_percent", 0]
+    for flags, best in [([], "3"), (["--score", "fine_grained"], "0")]:
+        assert run(capsys, *words, *flags, "--overwrite")[0] == 0
+        (record,) = lines(tmp_path / "out" / "train.jsonl")
+        assert record["prompt"] == "Say it." and record["answers"][0] == best
+    assert run(capsys, *words, "--kind", "pairs", "--overwrite")[0] == 0
+    (record,) = lines(tmp_path / "out" / "train.jsonl")
+    assert record["margin"] == 3 - int(record["rejected"])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

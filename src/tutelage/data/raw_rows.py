@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,6 +43,15 @@ def rows_of(path: Path) -> Iterator[tuple[str, Row | str]]:
     for number, raw in enumerate(_raw_lines(path), start=1):
         if raw.strip():
             yield f"{path}:{number}", _parse(raw)
+
+
+def number(value: Any) -> float | None:
+    """A score, which some rows spell as a string; None where there is none."""
+    try:
+        score = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+    return score if math.isfinite(score) else None
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,6 +55,66 @@ def run_hh_rlhf(config: BuildHhRlhfConfig) -> None:
     from tutelage.data.ranked import Choice
 
     _build(config, lambda path: _each(path, ranked_of), Choice(kind=config.kind))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildStackexchangeConfig(_Building):
+    kind: Literal["ranked", "best", "prompts"] = "ranked"
+    """ranked answers, conversations with the best one to fine-tune on, or prompts alone"""
+    min_answers: int = 2  # with different votes; a question with fewer is skipped
+    max_answers: int = 8  # the best are kept
+    min_words: int = 8  # of a question, and of each answer
+    drop_zero_scores: bool = False  # leave out answers that nobody voted for
+
+    def __post_init__(self) -> None:
+        _Building.__post_init__(self)
+        if not 2 <= self.min_answers <= self.max_answers:
+            raise UserError(
+                f"min_answers is {self.min_answers} and max_answers {self.max_answers}; "
+                "min_answers must be at least 2 and at most max_answers"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildPiqaConfig(_Building):
+    """PIQA's own train.jsonl with train-labels.lst beside it, or requests.jsonl.gz of an evaluation."""
+
+    kind: Literal["pairs", "chosen", "prompts"] = "pairs"
+    """pairs, conversations with the right answer to fine-tune on, or prompts alone"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildUltrafeedbackConfig(_Building):
+    kind: Literal["ranked", "pairs", "best", "prompts"] = "ranked"
+    """ranked answers, pairs of the best and a random worse one, conversations with the best, or prompts"""
+    score: Literal["overall", "fine_grained"] = "overall"  # which of the two that raw rows have
+
+
+def run_stackexchange(config: BuildStackexchangeConfig) -> None:
+    """Write ranked answers, the best ones, or the questions."""
+    from tutelage.data.ranked import Choice
+    from tutelage.data.stackexchange import ranked_of
+
+    of_row = partial(ranked_of, min_words=config.min_words, drop_zero_scores=config.drop_zero_scores)
+    choice = Choice(kind=config.kind, min_answers=config.min_answers, max_answers=config.max_answers)
+    _build(config, lambda path: _each(path, of_row), choice)
+
+
+def run_piqa(config: BuildPiqaConfig) -> None:
+    """Write pairs of a right and a wrong answer, the right ones, or the goals."""
+    from tutelage.data.piqa import examples_of
+    from tutelage.data.ranked import Choice
+
+    _build(config, examples_of, Choice(kind=config.kind))
+
+
+def run_ultrafeedback(config: BuildUltrafeedbackConfig) -> None:
+    """Write ranked answers, pairs, the best ones, or the instructions."""
+    from tutelage.data.ranked import Choice
+    from tutelage.data.ultrafeedback import ranked_of
+
+    of_row = partial(ranked_of, score=config.score)
+    _build(config, lambda path: _each(path, of_row), Choice(kind=config.kind))
 
 
 def _each(

@@ -129,6 +129,7 @@ def test_broken_lines_are_counted_and_torn_files_refused(tmp_path, capsys):
     torn.write_bytes(gzip.compress(raw.read_bytes() * 50)[:-20])
     code, _, err = run(capsys, "hh_rlhf", "--input", torn, *words, "--overwrite")
     assert (code, f"{torn} cannot be read to its end" in err) == (2, True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["train.jsonl"], "of the build before"
     (tmp_path / "c.parquet").write_bytes(b"PAR1")
     code, _, err = run(capsys, "hh_rlhf", "--input", tmp_path / "c.parquet", *words, "--overwrite")
     assert (code, "c.parquet cannot be read" in err) == (2, True)

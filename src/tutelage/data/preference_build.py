@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,12 +52,14 @@ def build(
     directory.mkdir(parents=True, exist_ok=True)
     counts, seen, apart = Counts(), set[bytes](), set[bytes]()
     with ExitStack() as stack:
-        files = {
-            split: stack.enter_context(_aside(directory, name).open("w", encoding="utf-8"))
-            for split, name in NAMES.items()
-        }
-        for given, held in ((held_out, True), (examples, False)):
-            for place, example in given:
+        for name in NAMES.values():  # whatever happens, nothing unfinished is left
+            stack.callback(_aside(directory, name).unlink, missing_ok=True)
+        with ExitStack() as opened:
+            files = {
+                split: opened.enter_context(_aside(directory, name).open("w", encoding="utf-8"))
+                for split, name in NAMES.items()
+            }
+            for place, example, held in _marked(held_out, examples):
                 counts.read += 1
                 record, key = _record(example, choice, seed)
                 split = "val" if held or _drawn(key, val_percent) else "train"
@@ -65,15 +67,14 @@ def build(
                     counts.skip(place, record)
                 elif not held and key in apart:
                     counts.skip(place, "its prompt is held out")
-                elif choice.kind == "prompts" and key in seen:
+                elif key in seen:
                     counts.skip(place, "its prompt was there before")
                 else:
                     _write(files[split], record)
                     counts.written[split] += 1
-                    seen.add(key)
-                    if held:
-                        apart.add(key)
-    _hand_over(directory, counts)
+                    seen.update([key] if choice.kind == "prompts" else [])
+                    apart.update([key] if held else [])
+        _hand_over(directory, counts)
     return counts
 
 
@@ -81,6 +82,13 @@ def prompt_key(prompt: Messages, seed: int) -> bytes:
     """A hash that equal prompts share."""
     said = [[message["role"], message["content"].strip()] for message in prompt]
     return hashlib.sha256(json.dumps([seed, said]).encode()).digest()[:16]
+
+
+def _marked(held_out: Examples, examples: Examples) -> Iterator[tuple[str, Ranked | str, bool]]:
+    """All examples, those of `held_out` first, and whether they are that."""
+    for given, held in ((held_out, True), (examples, False)):
+        for place, example in given:
+            yield place, example, held
 
 
 def _record(example: Ranked | str, choice: Choice, seed: int) -> tuple[dict[str, Any] | str, bytes]:
@@ -106,10 +114,8 @@ def _hand_over(directory: Path, counts: Counts) -> None:
     for split, name in NAMES.items():
         if counts.written["train"] and counts.written[split]:
             os.replace(_aside(directory, name), directory / name)
-        else:
-            _aside(directory, name).unlink()
-            if counts.written["train"]:
-                (directory / name).unlink(missing_ok=True)  # of an earlier build
+        elif counts.written["train"]:
+            (directory / name).unlink(missing_ok=True)  # of an earlier build
     if not counts.written["train"]:
         raise UserError("\n  ".join(["nothing is left to train on:", *counts.lines()]))
 

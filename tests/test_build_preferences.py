@@ -9,7 +9,7 @@ import pytest
 
 from tutelage import cli
 from tutelage.data.preference_build import build
-from tutelage.data.ranked import Choice, Ranked
+from tutelage.data.preference_records import Choice, Ranked
 
 
 def run(capsys, *words: object) -> tuple[int, str, str]:

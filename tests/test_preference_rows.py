@@ -7,7 +7,7 @@ import pytest
 from materials import piqa_requests
 
 from tutelage.data import hh_rlhf, piqa, ultrafeedback
-from tutelage.data.ranked import Choice, Ranked, checked, record_of, without_ties
+from tutelage.data.preference_records import Choice, Ranked, checked, record_of, without_ties
 from tutelage.errors import UserError
 
 

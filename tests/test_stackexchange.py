@@ -7,7 +7,7 @@ import pytest
 
 from tutelage.data import stackexchange
 from tutelage.data.html_text import text_of
-from tutelage.data.ranked import Choice, record_of
+from tutelage.data.preference_records import Choice, record_of
 from tutelage.data.raw_rows import rows_of
 
 QUESTION = "How do I sort a list in Python without changing the list that I have?"

@@ -4,7 +4,7 @@
 import re
 
 from tutelage.data.html_text import text_of
-from tutelage.data.ranked import Ranked, by_score
+from tutelage.data.preference_records import Ranked, by_score
 from tutelage.data.raw_rows import Row, number
 
 _ABOUT_PICTURES = re.compile(r"\b(photo|video|movie|youtube)\b", re.IGNORECASE)

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from tutelage.data.ranked import Ranked, by_score
+from tutelage.data.preference_records import Ranked, by_score
 from tutelage.data.raw_rows import Row, number
 from tutelage.text.messages import message_faults
 

@@ -20,7 +20,7 @@ from tutelage.errors import UserError
 
 if TYPE_CHECKING:
     from tutelage.data.preference_build import Examples
-    from tutelage.data.ranked import Choice, Ranked
+    from tutelage.data.preference_records import Choice, Ranked
 
     ReadFile = Callable[[Path], Iterator[tuple[str, Ranked | str]]]
 
@@ -52,7 +52,7 @@ class BuildHhRlhfConfig(_Building):
 def run_hh_rlhf(config: BuildHhRlhfConfig) -> None:
     """Write pairs, the conversations that were chosen, or their prompts."""
     from tutelage.data.hh_rlhf import ranked_of
-    from tutelage.data.ranked import Choice
+    from tutelage.data.preference_records import Choice
 
     _build(config, lambda path: _each(path, ranked_of), Choice(kind=config.kind))
 
@@ -92,7 +92,7 @@ class BuildUltrafeedbackConfig(_Building):
 
 def run_stackexchange(config: BuildStackexchangeConfig) -> None:
     """Write ranked answers, the best ones, or the questions."""
-    from tutelage.data.ranked import Choice
+    from tutelage.data.preference_records import Choice
     from tutelage.data.stackexchange import ranked_of
 
     of_row = partial(ranked_of, min_words=config.min_words, drop_zero_scores=config.drop_zero_scores)
@@ -103,14 +103,14 @@ def run_stackexchange(config: BuildStackexchangeConfig) -> None:
 def run_piqa(config: BuildPiqaConfig) -> None:
     """Write pairs of a right and a wrong answer, the right ones, or the goals."""
     from tutelage.data.piqa import examples_of
-    from tutelage.data.ranked import Choice
+    from tutelage.data.preference_records import Choice
 
     _build(config, examples_of, Choice(kind=config.kind))
 
 
 def run_ultrafeedback(config: BuildUltrafeedbackConfig) -> None:
     """Write ranked answers, pairs, the best ones, or the instructions."""
-    from tutelage.data.ranked import Choice
+    from tutelage.data.preference_records import Choice
     from tutelage.data.ultrafeedback import ranked_of
 
     of_row = partial(ranked_of, score=config.score)

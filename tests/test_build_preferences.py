@@ -10,6 +10,8 @@ import pytest
 from tutelage import cli
 from tutelage.data.preference_build import build
 from tutelage.data.preference_records import Choice, Ranked
+from tutelage.data.read import parse_sources, scan
+from tutelage.text.messages import message_faults
 
 
 def run(capsys, *words: object) -> tuple[int, str, str]:
@@ -79,6 +81,21 @@ def test_prompts_of_a_given_validation_set_leave_the_training_set(tmp_path, caps
     assert f"1 skipped: its prompt is held out; the first is {train}:2" in said
 
 
+def test_whatever_is_built_can_be_read_by_what_learns_from_it(tmp_path, capsys):
+    turns = "\n\nHuman: A?\n\nAssistant: B. \n\nHuman: C?\n\nAssistant:"
+    rows = [hh("One?"), {"chosen": f"{turns} D.", "rejected": f"{turns} E. \u2028 \x0b F."}]
+    raw = write_rows(tmp_path / "hh.jsonl", rows)
+    for kind in ("pairs", "chosen", "prompts"):
+        words = ["--input", raw, "--kind", kind, "--val_percent", 0, "--output_dir", tmp_path / kind]
+        assert run(capsys, "hh_rlhf", *words)[0] == 0
+        (source,) = parse_sources([tmp_path / kind / "train.jsonl"], ranked=kind == "pairs")
+        if kind == "prompts":
+            prompts = [line["messages"] for line in lines(tmp_path / kind / "train.jsonl")]
+            assert [message_faults(messages, answered=False) for messages in prompts] == [None, None]
+        else:
+            assert (len(scan(source)), scan(source).faults.count) == (2, 0)
+
+
 def test_what_exists_is_not_replaced_unasked(tmp_path, capsys):
     raw = write_rows(tmp_path / "raw" / "a.jsonl", [hh("One?")])
     words = ["hh_rlhf", "--input", raw, "--output_dir", tmp_path, "--val_percent", 0]
@@ -114,6 +131,10 @@ def test_every_form_of_file_gives_the_same_rows(tmp_path, capsys):
         assert run(capsys, "hh_rlhf", "--input", given, *words)[0] == 0
         written.append((tmp_path / "out" / name / "train.jsonl").read_bytes())
     assert len(set(written)) == 1 and len(written[0].splitlines()) == 3
+    words = ["--input", tmp_path / "a", "--output_dir", tmp_path / "out" / "e", "--overwrite"]
+    words += ["--val_input", f"local:{tmp_path / 'd'}", "--cache_dir", tmp_path / "cache"]
+    code, _, err = run(capsys, "hh_rlhf", *words, "--val_input_splits", "test")
+    assert code == 2 and "3 skipped: its prompt is held out" in err
 
 
 def test_broken_lines_are_counted_and_torn_files_refused(tmp_path, capsys):

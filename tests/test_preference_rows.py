@@ -7,6 +7,7 @@ import pytest
 from materials import piqa_requests
 
 from tutelage.data import hh_rlhf, piqa, ultrafeedback
+from tutelage.data.comparison import comparison_fault, read_comparison
 from tutelage.data.preference_records import Choice, Ranked, checked, record_of, without_ties
 from tutelage.errors import UserError
 
@@ -137,6 +138,16 @@ def test_raw_rows_are_ranked_by_the_score_that_is_asked_for():
     assert record["scores"] == [8.5, 3.0, 1.0] and record["answers"][1] in ("a", "e")
     fine = record_of(ultrafeedback.ranked_of(row, score="fine_grained"), Choice(kind="ranked"), Random(0))
     assert fine["answers"] == list("abcdef")
+
+
+def test_ranked_feedback_keeps_equal_scores_which_say_that_neither_is_better():
+    ranked = ultrafeedback.ranked_of(raw(a=3.0, b=8.5, c=3.0))
+    record = record_of(ranked, Choice(kind="ranked", keep_ties=True), Random(0))
+    assert (record["answers"], record["scores"]) == (["b", "a", "c"], [8.5, 3.0, 3.0])
+    assert comparison_fault(record) is None and read_comparison(record).ranks == [0, 1, 1]
+    alike = ultrafeedback.ranked_of(raw(a=3.0, b=3.0))
+    skipped = record_of(alike, Choice(kind="ranked", keep_ties=True), Random(0))
+    assert skipped == "fewer than 2 answers of different scores"
 
 
 def test_a_pair_is_the_best_answer_against_a_random_worse_one():

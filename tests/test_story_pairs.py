@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from tutelage import cli
+from tutelage.data.comparison import comparison_fault
 from tutelage.data.stories import follows, is_held_out, read, story, write
 from tutelage.data.story_pairs import is_happy, judge, pair, write_pairs
 
@@ -21,6 +22,7 @@ def test_a_request_names_no_mood_and_the_chosen_story_follows_it_and_ends_happil
         assert not {"happy", "sad"} & set(made["prompt"].split())
         assert follows(made["prompt"], made["chosen"])
         assert is_happy(made["chosen"]) is True
+        assert comparison_fault(made) is None
 
 
 def test_a_rejected_story_ends_sadly_or_is_about_something_else():

@@ -27,6 +27,7 @@ class Choice:
     kind: Kind
     min_answers: int = 2  # of different scores; a prompt with fewer is left out
     max_answers: int | None = None  # the best are kept
+    keep_ties: bool = False  # in ranked answers; else one answer of each score is drawn
 
 
 def by_score(prompt: Messages, scored: Sequence[tuple[float, str]]) -> Ranked:
@@ -59,9 +60,10 @@ def record_of(ranked: Ranked, choice: Choice, rng: Random) -> dict[str, Any] | s
     """One line of the data set, or why there is none; `rng` draws among equals and among the worse."""
     if choice.kind == "pairs":
         return _pair(ranked, rng)
-    ranked = without_ties(ranked, rng)
-    if len(ranked.answers) < choice.min_answers:
+    different = without_ties(ranked, rng)
+    if len(different.answers) < choice.min_answers:
         return f"fewer than {choice.min_answers} answers of different scores"
+    ranked = ranked if choice.keep_ties and choice.kind == "ranked" else different
     ranked = _of(ranked, range(len(ranked.answers))[: choice.max_answers])
     if choice.kind == "prompts":
         return {"messages": ranked.prompt}

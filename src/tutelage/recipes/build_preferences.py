@@ -10,6 +10,7 @@ Rows that cannot be used are counted by reason, with the place of the first.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
     ReadFile = Callable[[Path], Iterator[tuple[str, Ranked | str]]]
 
 
+SAY_EVERY = 10  # seconds
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Building:
     input: tuple[str, ...]  # files, folders of them, local:DIR or hub ids
     input_splits: tuple[str, ...] = ()  # of each input that is a data set of the hub or local:; - for files
-    val_input: tuple[str, ...] = ()  # files to hold out, instead of val_percent
+    val_input: tuple[str, ...] = ()  # what to hold out, instead of val_percent
+    val_input_splits: tuple[str, ...] = ()  # the same of each val_input
     output_dir: Path
     val_percent: float = 5.0  # of the prompts, held out in val.jsonl
     seed: int = 1
@@ -114,7 +119,7 @@ def run_ultrafeedback(config: BuildUltrafeedbackConfig) -> None:
     from tutelage.data.ultrafeedback import ranked_of
 
     of_row = partial(ranked_of, score=config.score)
-    _build(config, lambda path: _each(path, of_row), Choice(kind=config.kind))
+    _build(config, lambda path: _each(path, of_row), Choice(kind=config.kind, keep_ties=True))
 
 
 def _each(
@@ -131,8 +136,8 @@ def _build(config: _Building, read: ReadFile, choice: Choice) -> None:
     """Find the files, write the data set, say what became of the rows."""
     from tutelage.data.preference_build import NAMES, build
 
-    files = _files(config.input, config.input_splits, config)
-    held_out = _files(config.val_input, (), config)
+    files = _files(config.input, config.input_splits, config, "--input_splits")
+    held_out = _files(config.val_input, config.val_input_splits, config, "--val_input_splits")
     outputs = [config.output_dir / name for name in NAMES.values()]
     for path in outputs:
         if path.resolve() in {file.resolve() for file in [*files, *held_out]}:
@@ -157,11 +162,17 @@ def _build(config: _Building, read: ReadFile, choice: Choice) -> None:
 
 
 def _together(files: list[Path], read: ReadFile) -> Examples:
-    for file in files:
-        yield from read(file)
+    """The examples of all files; says now and then how far it is."""
+    said = time.monotonic()
+    for number, file in enumerate(files, start=1):
+        for count, example in enumerate(read(file), start=1):
+            yield example
+            if time.monotonic() - said >= SAY_EVERY:
+                said = time.monotonic()
+                print(f"file {number} of {len(files)}: {count:,} rows of {file}", file=sys.stderr)
 
 
-def _files(paths: tuple[str, ...], splits: tuple[str, ...], config: _Building) -> list[Path]:
+def _files(paths: tuple[str, ...], splits: tuple[str, ...], config: _Building, flag: str) -> list[Path]:
     """The files of what was given: data sets are written out as such, folders are looked through."""
     from tutelage.data.raw_rows import SUFFIXES, data_files
     from tutelage.data.saved import as_files
@@ -173,7 +184,7 @@ def _files(paths: tuple[str, ...], splits: tuple[str, ...], config: _Building) -
                 splits,
                 cache_dir=config.cache_dir,
                 log=lambda text: print(text, file=sys.stderr),
-                flag="--input_splits",
+                flag=flag,
             )
         )
     return data_files(paths)

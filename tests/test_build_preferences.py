@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -66,6 +67,33 @@ def test_what_is_held_out_depends_on_the_seed_and_on_nothing_else(tmp_path):
         build(rows, [], tmp_path / name, choice=Choice(kind="pairs"), val_percent=10, seed=seed)
         written[name] = {record["prompt"] for record in lines(tmp_path / name / "val.jsonl")}
     assert written["a"] == written["b"] != written["c"]
+
+
+def test_five_percent_are_five_percent(tmp_path):
+    many = [
+        (f"row {n}", Ranked([{"role": "user", "content": f"Question {n}?"}], ["good", "bad"]))
+        for n in range(20_000)
+    ]
+    counts = build(many, [], tmp_path, choice=Choice(kind="pairs"), val_percent=5, seed=1)
+    assert abs(counts.written["val"] - 1000) < 100  # three standard deviations are 92
+
+
+def test_a_prompt_is_written_once_where_only_prompts_are(tmp_path):
+    counts = build(examples(10), [], tmp_path, choice=Choice(kind="prompts"), val_percent=0, seed=1)
+    asked = [record["messages"][0]["content"] for record in lines(tmp_path / "train.jsonl")]
+    assert asked == [f"Question {n}?" for n in range(5)]
+    assert counts.skipped == {"its prompt was there before": 5}
+
+
+def test_what_is_drawn_differs_from_prompt_to_prompt_and_not_from_run_to_run(tmp_path):
+    prompts = [[{"role": "user", "content": f"Question {n}?"}] for n in range(200)]
+    rows = [("row", Ranked(prompt, list("abcd"), [3.0, 2.0, 1.0, 0.0])) for prompt in prompts]
+    for name in "xy":
+        build(rows, [], tmp_path / name, choice=Choice(kind="pairs"), val_percent=0, seed=1)
+    written = lines(tmp_path / "x" / "train.jsonl")
+    counts = Counter(record["rejected"] for record in written)
+    assert set(counts) == set("bcd") and min(counts.values()) > 40
+    assert written == lines(tmp_path / "y" / "train.jsonl")
 
 
 def test_prompts_of_a_given_validation_set_leave_the_training_set(tmp_path, capsys):

@@ -167,7 +167,7 @@ def test_a_shared_prompt_is_laid_once_and_its_last_token_by_every_answer():
 
 
 def test_ranked_answers_give_every_ordered_pair_and_ties_none():
-    """Ranks 0 1 1 2: (0,1) (0,2) (0,3) (1,3) (2,3), each 1/5 of its prompt; margins, scores' differences."""
+    """Ranks 0 1 1 2: five pairs, each 1/5 of its prompt; their margins are the differences of scores."""
     store = answers(sizes=(4,), prompts=(3,), scores=[5, 2, 2, 0.5])
     store.shards[0] = replace(store.shards[0], ranks=np.array([0, 1, 1, 2], np.uint8))
     (batch,) = laid(store, rows=1)
@@ -187,9 +187,9 @@ def test_a_prompt_weighs_one_however_many_pairs_it_has():
 
 
 def test_simpo_divides_by_learned_tokens_and_never_mixes_pairs():
-    """torchllms took the padded length and broadcast (B,) against (B, 1), so that pairs mixed (defect 1.13.1).
+    """torchllms took padded lengths, and (B,) against (B, 1) mixed the pairs (defect 1.13.1).
 
-    By hand: margin_i = logp_w / |w| - logp_l / |l| of the same pair, |y| its learned tokens, whatever padding.
+    By hand: margin_i = logp_w / |w| - logp_l / |l| of one pair, |y| its learned tokens, whatever the row.
     """
     model, store = tiny(), answers(sizes=(2, 2, 2), prompts=(4, 11, 2))
     (batch,) = laid(store, rows=3)
@@ -214,7 +214,7 @@ def test_simpo_divides_by_learned_tokens_and_never_mixes_pairs():
 
 
 def test_no_tensor_of_all_logits_is_formed():
-    """(B, T, V) would be 8 MB here; a chunk of logits is bounded, and answers' positions alone meet the head."""
+    """A chunk of logits at a time, and answers' positions alone meet the head."""
     store = answers()
     (batch,) = laid(store, rows=6)
     learned = int((batch.weights > 0).sum())

@@ -58,7 +58,7 @@ def main() -> None:
 def trainer_of(
     of: Settings, rows: list[Pair], directory: str, *, lora: bool, precomputed: bool
 ) -> DPOTrainer:
-    """DPO on these rows; the reference is a copy of the model, or the model without its adapters."""
+    """DPO on these rows; the reference is a copy of the model, or the model before its training."""
     data = [
         {"prompt_ids": pair.prompt, "chosen_ids": pair.chosen, "rejected_ids": pair.rejected} for pair in rows
     ]
@@ -76,7 +76,7 @@ def trainer_of(
     model = model_of(of)
     return Tokenized(
         model=model,
-        ref_model=None if lora else copy.deepcopy(model),
+        ref_model=None if lora or precomputed else copy.deepcopy(model),
         args=arguments,
         train_dataset=Dataset.from_list(data),
         processing_class=tokenizer_of(of),

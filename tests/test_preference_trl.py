@@ -145,7 +145,7 @@ def test_simpo_is_that_of_trls_cpo_trainer(made, tmp_path):
 
 @pytest.mark.slow
 def test_cpo_is_trls(made, tmp_path):
-    """Without its own loss of the chosen answers, which TRL takes over prompts too, and by the batch's tokens."""
+    """Without the chosen answers' own loss, which TRL takes over the tokens of the batch."""
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
     rows, records = pairs(made)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tutelage.data.batch import Sample
+from tutelage.data.comparison import UNKNOWN
 from tutelage.data.store import SampleStore
 
 TRUNK = -1  # the number of what no answer is: a prompt that several share
@@ -54,6 +55,11 @@ class Comparisons:
     @property
     def n_answers(self) -> int:
         return len(self.store)
+
+    @property
+    def n_numbers(self) -> int:
+        """How many numbers its answers and their strays take."""
+        return 2 * len(self.store)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -111,6 +117,23 @@ class Comparisons:
                 )
             )  # fmt: skip
         return stretches
+
+    def stray(self, number: int) -> Stretch:
+        """The prompt of an answer with one to the record before; its number comes after all answers'."""
+        own = number - self.first
+        index = int(np.searchsorted(self.starts, own, side="right")) - 1
+        before = self.answers_of((index - 1) % len(self))
+        other = self.store[before[(own - int(self.starts[index])) % len(before)]]
+        mine = self.store[own]
+        end, begin = (_until(np.asarray(sample.weights) > 0) for sample in (mine, other))
+        most = int(self.store.lengths.max())  # which rows have room for
+
+        def joined(part: str) -> np.ndarray:
+            return np.concatenate([getattr(mine, part)[:end], getattr(other, part)[begin:]])[:most]
+
+        tokens, weights, roles = joined("tokens"), joined("weights"), joined("roles")
+        learned = int((weights[1:] > 0).sum())
+        return Stretch(tokens, weights, roles, index, number + self.n_answers, 0, 0, 0, UNKNOWN, learned)
 
     def _samples(self, index: int) -> list[Sample]:
         return [self.store[number] for number in self.answers_of(index)]

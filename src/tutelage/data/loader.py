@@ -17,12 +17,11 @@ import numpy as np
 
 from tutelage.data.batch import Batch, Sample
 from tutelage.data.order import Groups, Order, Packed, Unpacked
-from tutelage.data.pack import collate
+from tutelage.data.pack import ROUND, collate
 from tutelage.data.streams import Streamed, TokenStreams
 from tutelage.errors import UserError
 
 Lay = Callable[[Sequence[Sequence[Any]], int], Batch]  # rows of samples, and their length
-ROUND = 64  # widths of unpacked micro-batches are multiples of it, so that kernels meet few shapes
 
 
 class Loader:

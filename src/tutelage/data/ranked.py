@@ -6,15 +6,15 @@ B rows   T positions   A answers of a batch   P pairs of a better and a worse an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tutelage.data.batch import Batch
-from tutelage.data.groups import TRUNK, Stretch
-from tutelage.data.pack import collate
+from tutelage.data.groups import TRUNK, Comparisons, Stretch
+from tutelage.data.pack import ROUND, collate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,8 @@ class RankedBatch(Batch):
     shares: Tensor  # (P,) float32, 1 / pairs of the same prompt: they sum to its prompts
     margins: Tensor  # (P,) float32, by how much it is better; 0 where that is not known
     ref_logps: Tensor | None = None  # (A,) float32, log-probability of each answer under the reference
-    drift: Tensor | None = None  # () float32, how far the policy is from the reference, for KTO
+    strays: RankedBatch | None = None  # the same prompts with answers to others, for KTO
+    drift: Tensor | None = None  # () float32, how much likelier the policy finds strays than the reference
 
 
 def collate_ranked(rows: Sequence[Sequence[Stretch]], length: int) -> RankedBatch:
@@ -76,6 +77,14 @@ def collate_ranked(rows: Sequence[Sequence[Stretch]], length: int) -> RankedBatc
     )
 
 
+def collate_with_strays(groups: Comparisons, rows: Sequence[Sequence[Stretch]], length: int) -> RankedBatch:
+    """`collate_ranked`, and beside it every prompt with an answer to another, in one row."""
+    batch = collate_ranked(rows, length)
+    strays = [groups.stray(number) for number in batch.numbers.tolist()]
+    width = sum(stray.positions for stray in strays)
+    return replace(batch, strays=collate_ranked([strays], max(-(-width // ROUND), 1) * ROUND))
+
+
 def _pairs(answers: Sequence[Stretch]) -> tuple[list[int], list[int], list[float]]:
     """Indices of the better and the worse of every pair of one group, and 1 / pairs of that group."""
     members: dict[int, list[int]] = {}
@@ -86,5 +95,5 @@ def _pairs(answers: Sequence[Stretch]) -> tuple[list[int], list[int], list[float
         pairs = [(i, j) for i in group for j in group if answers[i].rank < answers[j].rank]
         better += [i for i, _ in pairs]
         worse += [j for _, j in pairs]
-        shares += [1 / len(pairs)] * len(pairs)
+        shares += [1 / max(len(pairs), 1)] * len(pairs)
     return better, worse, shares

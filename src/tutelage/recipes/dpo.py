@@ -104,14 +104,8 @@ def run(config: DPOConfig) -> None:
     from tutelage.recipes.reference import HeldTo
 
     reference = HeldTo(config.ref_ckpt_paths, config.precompute_reference)
-    kto = config.loss == "kto"
-    prefer(
-        config,
-        "dpo",
-        objective_of(config),
-        reference=None if config.loss in _ALONE else reference,
-        alone=kto,
-    )
+    held_to = None if config.loss in _ALONE else reference
+    prefer(config, "dpo", objective_of(config), reference=held_to, alone=config.loss == "kto")
 
 
 def objective_of(config: DPOConfig) -> Objective:
@@ -126,6 +120,6 @@ def objective_of(config: DPOConfig) -> Objective:
         LOSSES[config.loss],
         beta=config.dpo_beta,
         smoothing=config.dpo_label_smoothing,
-        by_length=config.by_length,
+        by_length=config.by_length or config.loss == "orpo",  # whose rewards are by the token too
         nll=float(config.loss in _ALONE) if alpha is None else alpha,
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from tutelage.errors import UserError
@@ -12,7 +13,7 @@ from tutelage.recipes.tuning import TuningConfig
 
 if TYPE_CHECKING:
     from tutelage.data.groups import Comparisons
-    from tutelage.data.loader import Lay, Loader
+    from tutelage.data.loader import Loader
     from tutelage.objectives.base import Objective
     from tutelage.recipes.reference import HeldTo
     from tutelage.text.template import Template
@@ -37,12 +38,13 @@ class Data:
 
     groups: Comparisons
     config: PreferenceConfig
-    lay: Lay
+    alone: bool  # whether answers count one by one
 
     def loader(self, *, training: bool) -> Loader:
         """Its steps, endless and shuffled for training; else once, in order."""
         from tutelage import dist
         from tutelage.data.loader import Loader
+        from tutelage.data.ranked import collate_ranked, collate_with_strays
 
         config = self.config
         return Loader(
@@ -57,7 +59,7 @@ class Data:
             shuffle=training,
             workers=config.num_loader_workers if training else 0,
             epochs=None if training else 1,
-            lay=self.lay,
+            lay=partial(collate_with_strays, self.groups) if self.alone else collate_ranked,
         )
 
 
@@ -68,16 +70,15 @@ def comparisons(
     *,
     scored: bool = False,
     alone: bool = False,
-    lay: Callable[[Comparisons], Lay] | None = None,
 ) -> tuple[Data, Data | None]:
     """The training data and, if there is any, the held-out data, counted aloud and one of it shown.
 
-    With `scored` answers are judged by their last token; with `alone` a record may have one answer.
+    With `scored` answers are judged by their last token; with `alone` they count one by one, and a record may
+    have a single one.
     """
     from tutelage import dist
     from tutelage.data.dataset import prepare
     from tutelage.data.groups import Comparisons
-    from tutelage.data.ranked import collate_ranked
     from tutelage.data.saved import as_files
     from tutelage.recipes.preparing import say
 
@@ -106,7 +107,7 @@ def comparisons(
                 "with; that is for `tutelage dpo --loss kto`"
             )
         say(f"{split} data: {len(groups):,} prompts, {groups.n_answers:,} answers")
-        return Data(groups, config, lay(groups) if lay else collate_ranked)
+        return Data(groups, config, alone)
 
     training = dist.rank_zero_first(lambda: read(config.train_data_paths, config.train_num_samples, "train"))
     _show_one(config, training.groups, tokenizer)
@@ -114,7 +115,7 @@ def comparisons(
         say(f"note: {saved:.0%} of the positions are prompts that answers share: --share_prompt saves them")
     if not config.val_data_paths:
         return training, None
-    first = training.groups.n_answers
+    first = training.groups.n_numbers
     held_out = dist.rank_zero_first(lambda: read(config.val_data_paths, config.val_num_samples, "val", first))
     return training, held_out
 
@@ -136,7 +137,6 @@ def prefer(
     *,
     reference: HeldTo | None,
     alone: bool = False,
-    lay: Callable[[Comparisons], Lay] | None = None,
 ) -> None:
     """Check everything, load, train, export. With a `reference` batches say what it makes of answers."""
     from tutelage.recipes.adapting import origin, start_of
@@ -159,7 +159,7 @@ def prefer(
         init=config.role_embeddings_init,
         frozen=config.lora,
     )
-    training, held_out = comparisons(config, tokenizer, template, alone=alone, lay=lay)
+    training, held_out = comparisons(config, tokenizer, template, alone=alone)
     loader = training.loader(training=True)
     if loader.deepest > model_config.max_positions:
         say(

@@ -83,14 +83,14 @@ def beginning_of(
         if held_out:
             beginning.gauge = Divergence(judging, held_out.loader(training=False), device)
         if lasting:
-            beginning.annotate = annotated(judging, device)
+            beginning.annotate = annotated(judging, model, device)
         elif reference:
             made_by = [start_of_reference(config, held_to).fingerprint, config.precision]
             made_by += [config.quant, str(config.quant_double)]
             sets = [data for data in (training, held_out) if data]
             tables = [precomputed(config.cache_dir, made_by, judging, data, device) for data in sets]
             table = torch.cat(tables)
-            beginning.annotate = annotated(lambda batch: table[batch.numbers], device)
+            beginning.annotate = annotated(lambda batch: table[batch.numbers], model, device)
         return beginning
 
     return begin
@@ -145,40 +145,61 @@ def beside(model: Transformer, *, continued: bool) -> Reference:
     return Reference(model, lambda: without_adapters(model, first))
 
 
-def annotated(judge: Judge, device: torch.device) -> Callable[[list[Batch]], list[Batch]]:
-    """What gives the batches of a step the reference's log-probabilities."""
+def annotated(judge: Judge, model: Transformer, device: torch.device) -> Callable[[list[Batch]], list[Batch]]:
+    """What gives a step's batches the reference's log-probabilities and, with strays, the drift from it."""
 
     def annotate(step: list[Batch]) -> list[Batch]:
         moved = [batch.to(device) for batch in step]
-        return [replace(batch, ref_logps=judge(batch)) for batch in moved if isinstance(batch, RankedBatch)]
+        known = [replace(b, ref_logps=judge(b)) for b in moved if isinstance(b, RankedBatch)]
+        if strays := [batch.strays for batch in known if batch.strays]:
+            drift = _drift(judge, model, strays)
+            known = [replace(batch, strays=None, drift=drift) for batch in known]
+        return [*known]
 
     return annotate
+
+
+@torch.no_grad()
+def _drift(judge: Judge, model: Transformer, strays: Sequence[RankedBatch]) -> Tensor:
+    """How much likelier than the reference the policy finds answers to other prompts, (), over a whole step.
+
+    So it does not depend on how the step is cut, as an estimate by micro-batch would.
+    """
+    model.eval()
+    gains = torch.cat([answer_logps(model, batch) - judge(batch) for batch in strays])
+    reshard(model)
+    gains = gains.double()
+    total, count = dist.all_reduce_sum(torch.stack([gains.sum(), torch.ones_like(gains).sum()]))
+    return (total / count.clamp(min=1)).float()
 
 
 def precomputed(
     cache_dir: Path | None, made_by: Sequence[str], reference: Reference, data: Data, device: torch.device
 ) -> Tensor:
     """The reference's log-probability of every answer, (N,) float32; kept under `made_by` and the data."""
-    loader, count = data.loader(training=False), data.groups.n_answers
-    digest = hashlib.sha256(repr([FORMAT, *made_by, loader.fingerprint]).encode()).hexdigest()[:32]
+    loader, count = data.loader(training=False), data.groups.n_numbers
+    digest = hashlib.sha256(repr([FORMAT, *made_by, data.alone, loader.fingerprint]).encode()).hexdigest()[
+        :32
+    ]
     place = (cache_dir or DEFAULT_DIR).expanduser() / "reference" / f"{digest}.npy"
     table = dist.by_rank_zero(lambda: _read(place, count))
     if table is None:
-        say(f"reference: reading {count:,} answers once")
+        say(f"reference: reading {data.groups.n_answers:,} answers once")
         table = _compute(reference, loader, data.groups, device)
         dist.by_rank_zero(lambda: _write(place, table))
-    say(f"reference: log-probabilities of {count:,} answers, kept in {place}")
+    say(f"reference: log-probabilities of {data.groups.n_answers:,} answers, kept in {place}")
     return torch.from_numpy(table).to(device)
 
 
 def _compute(reference: Reference, loader: Loader, groups: Comparisons, device: torch.device) -> np.ndarray:
-    sums = torch.zeros(groups.n_answers, dtype=torch.float64, device=device)
+    sums = torch.zeros(groups.n_numbers, dtype=torch.float64, device=device)
     steps = loader.steps_per_epoch(0)
     with ProgressBar(steps=steps, done=0, print_freq=max(steps // 10, 1), title="reference") as bar:
         for number, step in enumerate(loader, start=1):
             for batch in (batch.to(device) for batch in step):
                 assert isinstance(batch, RankedBatch)
-                sums[batch.numbers - groups.first] = reference(batch).double()
+                for part in (batch, batch.strays) if batch.strays else (batch,):
+                    sums[part.numbers - groups.first] = reference(part).double()
             bar.advance(number)
     return dist.all_reduce_sum(sums).float().cpu().numpy()
 

@@ -84,6 +84,7 @@ def test_pairs_are_the_same_for_a_seed_and_change_no_other_file(tmp_path, capsys
         ("They were happy. It was a sad day.", False),
         ('"Thank you!" said Mia. What a happy day it was!', True),
         ("They were happy. They were", None),
+        ("They were very happy", None),
         ("They were happy and sad.", None),
         ("They went home.", None),
         ("They were unhappy.", None),

@@ -47,7 +47,7 @@ class _Stretch:
 def find_buckets(positions: Tensor, docs: Tensor, branches: Tensor | None = None) -> list[Bucket] | None:
     """The documents of rows (B, T) in buckets; None where one is not a stretch of consecutive positions.
 
-    One that forks is a trunk and, right after it, branches that go on at the position where it ends.
+    One that forks is a trunk, and branches that go on at the position where it ends.
     """
     stretches = _find_stretches(positions, docs, branches)
     if stretches is None:

@@ -24,7 +24,8 @@ from tutelage.model.config import ModelConfig
 from tutelage.model.merge import untie_
 from tutelage.model.quantize import Quantization
 from tutelage.model.roles import PARAMETER as ROLES
-from tutelage.model.transformer import Transformer, add_role_embeddings_
+from tutelage.model.score import PARAMETER as SCORE
+from tutelage.model.transformer import Transformer, add_role_embeddings_, give_score_head_
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,8 @@ def put_on_(model: Transformer, stored: StoredAdapter) -> None:
     """Put an adapter beside the model's layers, in the dtype of its other weights."""
     if ROLES in stored.full and not model.config.role_embeddings:
         add_role_embeddings_(model, "zeros", seed=0)
+    if SCORE in stored.full and model.score is None:
+        give_score_head_(model, seed=0)
     if model.config.tied and for_tied(stored) is None:
         untie_(model)
     attach_(model, stored)

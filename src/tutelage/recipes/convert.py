@@ -97,7 +97,7 @@ _LAST_WRITTEN = {
 def _write_adapter(chain: Chain, config: ConvertConfig) -> None:
     import torch
 
-    from tutelage.checkpoint.adapter import check_fits, check_trained_on, for_tied
+    from tutelage.checkpoint.adapter import check_fits, check_trained_on, for_tied, shape_with
     from tutelage.checkpoint.hf import config_of, fingerprint_of, read_adapter
     from tutelage.checkpoint.note import note_of, read_note
     from tutelage.checkpoint.peft import write_peft
@@ -108,6 +108,7 @@ def _write_adapter(chain: Chain, config: ConvertConfig) -> None:
         raise UserError(f"format {config.format} writes an adapter; give one after the model")
     shape = config_of(chain.base, chain.adapters[:-1])
     stored, stamp = read_adapter(chain.adapters[-1], shape), fingerprint_of(chain.base, chain.adapters[:-1])
+    shape = shape_with(shape, stored)
     check_fits(shape, stored)
     check_trained_on(stored, stamp, str(chain.base), force=config.force)
     if shape.tied:

@@ -38,7 +38,7 @@ def run(config: MergeConfig) -> None:
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.data.encode import Encoder
     from tutelage.recipes.chain import chain_of, shape_of
-    from tutelage.recipes.merging import QUESTIONS, merge
+    from tutelage.recipes.merging import QUESTIONS, merge, ready_to_score
 
     chain = chain_of(config.ckpt_paths, adapters_first=True)
     if not chain.adapters:
@@ -50,13 +50,16 @@ def run(config: MergeConfig) -> None:
     if written.exists() and not config.overwrite:
         raise UserError(f"{written} exists; give --overwrite to replace it, or another --output")
     tokenizer = load_tokenizer(chain.text)
+    shape = shape_of(chain)
+    if shape.head == "score":
+        tokenizer, shape = ready_to_score(tokenizer, None, shape)
     encoder = Encoder(None, tokenizer)
     probes = [encoder.prompt(question) for question in QUESTIONS]
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     merge(
         chain,
         config.output,
-        shape_of(chain),
+        shape,
         probes,
         dtype=dtypes.get(config.precision) or stored_dtype(chain.base),
         force=config.force,

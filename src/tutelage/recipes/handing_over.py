@@ -96,13 +96,6 @@ def hand_over(
     if config.lora and start is not None:
         note_of(shape, start.adapters, rounding_of(config)).write(target)
     if config.save_merged and start is not None:
-        chain = Chain(start.base, (*start.adapters, target))
-        merge(
-            chain,
-            directory / "model",
-            shape,
-            probes,
-            dtype=compute_dtype(config.precision),
-            force=config.force,
-        )
+        chain, dtype = Chain(start.base, (*start.adapters, target)), compute_dtype(config.precision)
+        merge(chain, directory / "model", shape, probes, dtype=dtype, force=config.force)
         tokenizer.save(directory / "model", chat_template=template and template.export_jinja(tokenizer))

@@ -1,0 +1,186 @@
+"""A run of the parts that a reward model's recipe has: from a language model to files that judge."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from score_models import loaded, our_score, their_score
+from test_score_adapters import as_judge
+from tiny_data import TEMPLATE, TOKENIZER, chat
+from tiny_runs import Material, differences, dying, leavings, material, refused, run
+
+from tutelage.checkpoint.hf import load_config, load_model
+from tutelage.checkpoint.tokenizer import load_tokenizer
+from tutelage.data.batch import Batch
+from tutelage.model.score import with_score_head
+from tutelage.model.transformer import Transformer
+from tutelage.objectives.base import Loss
+from tutelage.recipes.adapting import origin, start_of
+from tutelage.recipes.chain import chain_of, load_chain
+from tutelage.recipes.fitting import fit
+from tutelage.recipes.handing_over import hand_over
+from tutelage.recipes.preparing import check_model, check_resume, loaders, plan, text_of
+from tutelage.recipes.run_directory import open_run
+from tutelage.recipes.sft import SFTConfig
+from tutelage.recipes.watching import Watch
+
+ROWS = [each.tokens for each in TEMPLATE.encode_batch([chat("q 1", "yes!"), chat("x", "")], TOKENIZER)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Even:
+    """A toy of a reward: learned positions of even tokens are to score 1, those of odd ones -1."""
+
+    def __call__(self, model: Transformer, batch: Batch) -> Loss:
+        hidden = model(batch.tokens, batch.positions, batch.docs, roles=batch.roles)
+        wanted = 1.0 - 2.0 * (batch.tokens % 2)
+        total = ((model.scores(hidden) - wanted) ** 2 * batch.weights).sum()
+        return Loss(total, batch.weights.sum(), {"loss": total.detach()})
+
+
+def judge(made: Material, out: Path, **settings: Any) -> Path:
+    """A whole run, as `sft` composes one, of a model with a score head."""
+    chosen: dict[str, Any] = {"ckpt_paths": (str(made.model),), "train_steps": 4, "lr": 1e-2} | settings
+    config = SFTConfig(
+        output_dir=out,
+        train_data_paths=(made.chats,),
+        cache_dir=made.place / "cache",
+        **{"precision": "fp32", "max_seq_len": 64, "save_freq": 2, "device": "cpu"} | chosen,
+        no_visualize_dataset=True,
+    )
+    start = start_of(config, config.ckpt_paths)
+    shape = with_score_head(start.shape())
+    tokenizer, template = text_of(start.text, "chatml")
+    check_model(start.base, shape, tokenizer, writes=False)
+    training, _ = loaders(
+        config, tokenizer, template, reduction="sequences", too_long="truncate", allow_unmasked=False
+    )
+    blueprint, device = start.blueprint(config, shape), torch.device("cpu")
+    plan(config, blueprint, training, device)
+    check_resume(config, blueprint, training, start)
+    directory = open_run(config, "sft")
+    model = start.load(config, shape, device)
+    fitted = fit(
+        config, "sft", model, Even(), training, Watch(), directory, origin=origin(config, start, model)
+    )
+    hand_over(
+        fitted,
+        model,
+        shape,
+        directory,
+        config,
+        stage="reward",
+        start=start,
+        tokenizer=tokenizer,
+        template=template,
+        next_command="score OUT",
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return material(tmp_path_factory.mktemp("material"))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_model_becomes_a_judge_that_transformers_loads(tied, tmp_path, capsys):
+    out = judge(material(tmp_path, tied=tied), tmp_path / "out")
+    said = capsys.readouterr().err
+    model, theirs = load_model(out / "model"), loaded(out / "model")
+    pad = TOKENIZER.control["<|endoftext|>"]
+    assert load_tokenizer(out / "model").pad == theirs.config.pad_token_id == model.config.pad == pad
+    torch.testing.assert_close(their_score(theirs, ROWS, pad), our_score(model, ROWS), atol=1e-5, rtol=1e-5)
+    assert f"llama, {model.config.n_parameters:,} parameters" in said
+    assert "read back from disk, scores differ by 0; go on with `tutelage score OUT`" in said
+    card = (out / "model" / "README.md").read_text()
+    assert "the model in memory: scores over" in card and "differ by at most 0.\n" in card
+
+
+def test_a_judge_is_trained_further_with_its_own_head(made, tmp_path):
+    first = judge(made, tmp_path / "first", train_steps=1)
+    second = judge(made, tmp_path / "second", ckpt_paths=(str(first),), lr=1e-9)
+    torch.testing.assert_close(
+        our_score(load_model(second / "model"), ROWS), our_score(load_model(first / "model"), ROWS)
+    )
+
+
+KINDS = {
+    "lora": {},
+    "bf16": {"precision": "bf16"},
+    "nf4": {"quant": "nf4", "precision": "bf16"},
+    "pissa": {"lora_init": "pissa"},
+    "embedding": {"lora_targets": ("q_proj", "embed_tokens")},
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in ("lora", "nf4") else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+)
+def test_with_adapters_the_head_is_trained_in_full(made, tmp_path, kind, capsys):
+    out = judge(made, tmp_path / "out", lora=True, lora_rank=4, save_merged=True, **KINDS[kind])
+    assert "merged; in float32 scores differ from the adapter's by" in capsys.readouterr().err
+    assert json.loads((out / "adapter" / "adapter_config.json").read_text())["modules_to_save"] == ["score"]
+    merged = load_model(out / "model", dtype=torch.float32)
+    chained = load_chain(chain_of([str(made.model), str(out / "adapter")]), dtype=torch.float32)
+    rounding = {} if "precision" not in KINDS[kind] else {"atol": 2e-2, "rtol": 2e-2}
+    torch.testing.assert_close(our_score(chained, ROWS), our_score(merged, ROWS), **rounding)
+    pad = load_tokenizer(out / "model").pad
+    assert loaded(out / "model").config.pad_token_id == pad == load_tokenizer(out / "adapter").pad
+    if kind == "lora":
+        theirs = peft.PeftModel.from_pretrained(as_judge(made.model), out / "adapter").eval()
+        theirs.config.pad_token_id = pad
+        torch.testing.assert_close(
+            their_score(theirs, ROWS, pad), our_score(merged, ROWS), atol=1e-5, rtol=1e-5
+        )
+        ended = run("merge", made.model, out / "adapter", "--output", tmp_path / "merged")
+        assert ended.code == 0 and load_config(tmp_path / "merged") == load_config(out / "model")
+        ended = run("convert", made.model, out / "adapter", "--output", tmp_path / "p", "--format", "peft")
+        assert ended.code == 0
+        alone = load_model(made.model, adapters=[tmp_path / "p"])
+        torch.testing.assert_close(our_score(alone, ROWS), our_score(merged, ROWS))
+
+
+def test_an_adapter_is_trained_further(made, tmp_path):
+    first = judge(made, tmp_path / "first", lora=True, lora_rank=4)
+    settings = {"lora": True, "lora_continue": True, "lr": 1e-9}
+    second = judge(
+        made, tmp_path / "second", ckpt_paths=(str(made.model), str(first / "adapter")), **settings
+    )
+    one, other = (load_model(made.model, adapters=[out / "adapter"]) for out in (first, second))
+    torch.testing.assert_close(our_score(one, ROWS), our_score(other, ROWS))
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora": True}], ids=["full", "lora"])
+def test_a_run_that_died_ends_as_if_it_had_not(made, tmp_path, monkeypatch, settings):
+    whole, broken = tmp_path / "a" / "out", tmp_path / "b" / "out"
+    judge(made, whole, **settings)
+    with monkeypatch.context() as patch:
+        dying(patch, step=4)
+        with pytest.raises(RuntimeError, match="the power went"):
+            judge(made, broken, **settings)
+    judge(made, broken, resume=True, **settings)
+    assert differences(leavings(whole), leavings(broken)) == []
+
+
+def test_what_writes_text_refuses_a_judge_in_words(made, tmp_path):
+    out = judge(made, tmp_path / "out", train_steps=1)
+    wanted = "has a score head: it judges texts and cannot write any; give a language model, say the one that"
+    there = ["--output_dir", tmp_path / "pretrain", "--device", "cpu"]
+    asked = ["--device", "cpu", "--template_config", "chatml"]
+    for words in (
+        ["generate", out, "--prompt", "hi", *asked],
+        ["chat", out, *asked],
+        made.sft(tmp_path / "sft", ckpt_paths=out),
+        ["pretrain", "--ckpt_paths", out, "--train_data_paths", f"text:{made.place / 'text.txt'}", *there],
+        made.pretrain(tmp_path / "pretrain", model=out / "model"),
+        ["plan", "sft", "--ckpt_paths", out, "--device_name", "cpu"],
+    ):
+        assert wanted in refused(run(*words)), words
+    message = refused(run("convert", out, "--output", tmp_path / "c", "--format", "llama2c"))
+    assert "it has a score head, and that program writes text" in message

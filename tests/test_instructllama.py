@@ -87,7 +87,10 @@ def test_conversion_there_and_back_with_the_tokenizer(kind, tmp_path):
     )
     assert ended.code == 0, ended.err
     assert torch.equal(answers(load_model(tmp_path / "back").eval()), answers(model))
-    assert load_tokenizer(tmp_path / "back").encode("Lily said") == tokenizer.encode("Lily said")
+    back = load_tokenizer(tmp_path / "back")
+    assert back.encode("Lily said") == tokenizer.encode("Lily said")
+    if kind == "score":
+        assert load_config(tmp_path / "back").pad == back.pad == back.control["<unk>"]
 
 
 def test_another_vocabulary_is_noted_and_precision_is_kept(tmp_path):

@@ -10,10 +10,11 @@ from peft_models import LINEARS, based, saved_by_peft, saved_by_us, shuffle_
 from score_models import our_score, scorer, their_score
 from tiny_data import refusal
 from tiny_models import CONFIGS, oracle, ours, random_tokens
+from tiny_runs import base_model, run
 from transformers import AutoModelForSequenceClassification
 
 from tutelage.checkpoint.adapter import attach_
-from tutelage.checkpoint.hf import config_of, load_model, save_model
+from tutelage.checkpoint.hf import config_of, load_config, load_model, save_model
 from tutelage.checkpoint.peft import read_peft
 from tutelage.checkpoint.torchllms_lora import write_torchllms
 from tutelage.model.adapters import LoRASettings, add_lora_, targets_of
@@ -125,6 +126,19 @@ def test_one_row_gets_no_adapter_of_low_rank(tmp_path):
         targets_of, model, LoRASettings(targets=("score",))
     )
     assert "score" not in targets_of(model, LoRASettings(targets=(".*",)))
+
+
+def test_merging_keeps_the_pad_token_that_another_programs_judge_was_trained_with(tmp_path):
+    """TRL's judge of such a model reads its scores one token early, and so was trained to."""
+    tokenizer, model, config = base_model()
+    tokenizer.save(tmp_path / "base")
+    save_model(model, config, tmp_path / "base", dtype=torch.float32)
+    judge = peft.get_peft_model(
+        as_judge(tmp_path / "base"), peft.LoraConfig(r=4, target_modules=LINEARS, task_type="SEQ_CLS")
+    )
+    directory = saved_by_peft(judge, tmp_path / "adapter")
+    ended = run("merge", tmp_path / "base", directory, "--output", tmp_path / "merged")
+    assert ended.code == 0 and load_config(tmp_path / "merged").pad == tokenizer.pad == tokenizer.eos
 
 
 def test_torchllms_knows_no_score_head(tmp_path):

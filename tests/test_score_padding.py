@@ -16,7 +16,7 @@ from tutelage.checkpoint.hf import save_model
 from tutelage.model.config import ModelConfig
 from tutelage.model.score import with_score_head
 from tutelage.model.transformer import Transformer, initialise_
-from tutelage.text.padding import padded_to_score, scoring_pad
+from tutelage.text.padding import padded_with, scoring_pad
 from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer
 
@@ -67,7 +67,8 @@ def test_transformers_scores_padded_conversations_where_they_end(tmp_path):
     theirs, template = tokenizer("smollm2"), Template.load("smollm2")
     model, rows = scoring_model(theirs), rows_of(template, theirs)
     expected = our_score(model, rows)
-    for place, (vocabulary, pad) in enumerate([padded_to_score(theirs, template), (theirs, theirs.pad)]):
+    for place, pad in enumerate([scoring_pad(theirs, template), theirs.pad]):
+        vocabulary = padded_with(theirs, pad)
         directory = tmp_path / str(place)
         save_model(model, dataclasses.replace(model.config, pad=pad), directory, dtype=torch.float32)
         vocabulary.save(directory)
@@ -83,8 +84,9 @@ def test_transformers_scores_padded_conversations_where_they_end(tmp_path):
 
 def test_the_tokenizers_own_pad_token_stays_where_it_is_a_good_one():
     own = tiny_tokenizer(pad_token="<|endoftext|>")
-    assert padded_to_score(own, TEMPLATE) == (own, own.control["<|endoftext|>"])
-    other, pad = padded_to_score(TOKENIZER, TEMPLATE)
+    assert scoring_pad(own, TEMPLATE) == own.pad and padded_with(own, own.pad) is own
+    pad = scoring_pad(TOKENIZER, TEMPLATE)
+    other = padded_with(TOKENIZER, pad)
     assert pad == other.pad == TOKENIZER.control["<|endoftext|>"] != TOKENIZER.pad
     assert other.fingerprint == TOKENIZER.fingerprint
 

@@ -142,6 +142,8 @@ def test_with_adapters_the_head_is_trained_in_full(made, tmp_path, kind, capsys)
         assert ended.code == 0 and load_config(tmp_path / "merged") == load_config(out / "model")
         ended = run("convert", made.model, out / "adapter", "--output", tmp_path / "p", "--format", "peft")
         assert ended.code == 0
+        assert run("merge", made.model, tmp_path / "p", "--output", tmp_path / "q").code == 0
+        assert load_tokenizer(tmp_path / "q").pad == load_config(tmp_path / "q").pad == pad
         alone = load_model(made.model, adapters=[tmp_path / "p"])
         torch.testing.assert_close(our_score(alone, ROWS), our_score(merged, ROWS))
 

@@ -84,7 +84,8 @@ def shape_of(chain: Chain) -> ModelConfig:
         return load_config(chain.base)
     shape, note = config_of(chain.base, chain.adapters), read_note(chain.adapters[-1])
     eos = shape.eos if note.eos is None else note.eos
-    return replace(shape, eos=eos, max_positions=note.max_positions or shape.max_positions)
+    pad = shape.pad if note.pad is None else note.pad
+    return replace(shape, eos=eos, pad=pad, max_positions=note.max_positions or shape.max_positions)
 
 
 def load_chain(
@@ -110,7 +111,7 @@ def load_chain(
         put_on_(model, stored)
         model.requires_grad_(False)
     shape = shape_of(chain)
-    model.config = replace(model.config, eos=shape.eos, max_positions=shape.max_positions)
+    model.config = replace(model.config, eos=shape.eos, pad=shape.pad, max_positions=shape.max_positions)
     return model
 
 

@@ -66,6 +66,7 @@ def run(config: ConvertConfig) -> None:
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.model.roles import NOTE
     from tutelage.recipes.chain import chain_of, load_chain, shape_of
+    from tutelage.recipes.merging import padded_as_trained
 
     chain = chain_of(config.ckpt_paths)
     written = config.output / _LAST_WRITTEN[config.format]
@@ -87,8 +88,9 @@ def run(config: ConvertConfig) -> None:
     if config.format == "instructllama":
         _write_instructllama(model, tokenizer, config.output)
         return
+    tokenizer, shape = padded_as_trained(tokenizer, model.config)
     tokenizer.save(config.output)
-    save_model(model, model.config, config.output, dtype=model.head_weight.dtype)
+    save_model(model, shape, config.output, dtype=model.head_weight.dtype)
     if model.config.role_embeddings:
         print(f"note: {NOTE}", file=sys.stderr)
     print(f"{config.output}: {model.config.n_parameters:,} parameters, {model.config.dtype}", file=sys.stderr)

@@ -16,7 +16,7 @@ from tutelage.model.transformer import Transformer
 from tutelage.recipes.chain import Chain, load_chain, put_on_
 from tutelage.recipes.preparing import say
 from tutelage.text.padding import NOTE as NO_PAD
-from tutelage.text.padding import padded_to_score
+from tutelage.text.padding import padded_with, scoring_pad
 from tutelage.text.pieces import Encoded
 from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer
@@ -85,10 +85,21 @@ def ready_to_score(
     tokenizer: Tokenizer, template: Template | None, shape: ModelConfig
 ) -> tuple[Tokenizer, ModelConfig]:
     """Both with a pad token under which transformers finds where conversations end; says if there is none."""
-    tokenizer, pad = padded_to_score(tokenizer, template)
+    pad = scoring_pad(tokenizer, template)
     if pad is None:
         say(f"note: {NO_PAD}")
-    return tokenizer, replace(shape, pad=pad)
+        return tokenizer, replace(shape, pad=None)
+    return padded_with(tokenizer, pad), replace(shape, pad=pad)
+
+
+def padded_as_trained(tokenizer: Tokenizer, shape: ModelConfig) -> tuple[Tokenizer, ModelConfig]:
+    """Both with the pad token that a finished judge has: under another, ends would be found elsewhere."""
+    if shape.head == "lm":
+        return tokenizer, shape
+    pad = tokenizer.pad if shape.pad is None else shape.pad
+    if pad is None or pad not in tokenizer.control.values():
+        return ready_to_score(tokenizer, None, shape)
+    return padded_with(tokenizer, pad), replace(shape, pad=pad)
 
 
 def _logits(model: Transformer, probes: Sequence[Encoded]) -> list[Tensor]:

@@ -15,14 +15,13 @@ NOTE = (
 _SPARE = re.compile("reserved|unused|control", re.IGNORECASE)
 
 
-def padded_to_score(tokenizer: Tokenizer, template: Template | None) -> tuple[Tokenizer, int | None]:
-    """The tokenizer with a pad token that no conversation ends in, and that token; None if there is none."""
-    pad = scoring_pad(tokenizer, template)
-    if pad is None or pad == tokenizer.pad:
-        return tokenizer, pad
+def padded_with(tokenizer: Tokenizer, pad: int) -> Tokenizer:
+    """The tokenizer with this control token for padding."""
+    if pad == tokenizer.pad:
+        return tokenizer
     content = next(content for content, index in tokenizer.control.items() if index == pad)
     settings = {**tokenizer.settings, "pad_token": content}
-    return Tokenizer(tokenizer.source, settings, tokenizer.sentencepiece), pad
+    return Tokenizer(tokenizer.source, settings, tokenizer.sentencepiece)
 
 
 def scoring_pad(tokenizer: Tokenizer, template: Template | None) -> int | None:

@@ -31,6 +31,13 @@ def loaded(directory: object) -> PreTrainedModel:
     return model.eval()
 
 
+def as_judge(base: object) -> PreTrainedModel:
+    """A language model's directory as PEFT wants it for a reward model: its head is drawn anew."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=0)
+
+
 def scores_of(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
     """(B, T): at every position."""
     with torch.no_grad():

@@ -1,13 +1,12 @@
 """Adapters of reward models: the score head is trained in full beside them, and PEFT has the same files."""
 
 import json
-import warnings
 
 import peft
 import pytest
 import torch
 from peft_models import LINEARS, based, saved_by_peft, saved_by_us, shuffle_
-from score_models import our_score, scorer, their_score
+from score_models import as_judge, our_score, scorer, their_score
 from tiny_data import refusal
 from tiny_models import CONFIGS, oracle, ours, random_tokens
 from tiny_runs import base_model, run
@@ -23,13 +22,6 @@ from tutelage.recipes.chain import put_on_
 
 ROWS = [row[:n] for row, n in zip(random_tokens(3, 14).tolist(), (14, 5, 9), strict=True)]
 FAMILIES = ["llama", "llama tied", "qwen2", "mistral head_dim"]
-
-
-def as_judge(base) -> AutoModelForSequenceClassification:
-    """A language model's directory as PEFT wants it for a reward model: its head is drawn anew."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=0)
 
 
 def judge_with_adapter(name: str, **options) -> peft.PeftModel:

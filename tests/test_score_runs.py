@@ -1,85 +1,22 @@
 """A run of the parts that a reward model's recipe has: from a language model to files that judge."""
 
-import dataclasses
 import json
-from pathlib import Path
-from typing import Any
 
 import peft
 import pytest
 import torch
-from score_models import loaded, our_score, their_score
-from test_score_adapters import as_judge
+from judge_runs import judge
+from parallel_runs import HERE, ended, torchrun
+from safetensors.torch import load_file, save_file
+from score_models import as_judge, loaded, our_score, their_score
 from tiny_data import TEMPLATE, TOKENIZER, chat
-from tiny_runs import Material, differences, dying, leavings, material, refused, run
+from tiny_runs import differences, dying, leavings, material, refused, run
 
 from tutelage.checkpoint.hf import load_config, load_model
 from tutelage.checkpoint.tokenizer import load_tokenizer
-from tutelage.data.batch import Batch
-from tutelage.model.score import with_score_head
-from tutelage.model.transformer import Transformer
-from tutelage.objectives.base import Loss
-from tutelage.recipes.adapting import origin, start_of
 from tutelage.recipes.chain import chain_of, load_chain
-from tutelage.recipes.fitting import fit
-from tutelage.recipes.handing_over import hand_over
-from tutelage.recipes.preparing import check_model, check_resume, loaders, plan, text_of
-from tutelage.recipes.run_directory import open_run
-from tutelage.recipes.sft import SFTConfig
-from tutelage.recipes.watching import Watch
 
 ROWS = [each.tokens for each in TEMPLATE.encode_batch([chat("q 1", "yes!"), chat("x", "")], TOKENIZER)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Even:
-    """A toy of a reward: learned positions of even tokens are to score 1, those of odd ones -1."""
-
-    def __call__(self, model: Transformer, batch: Batch) -> Loss:
-        hidden = model(batch.tokens, batch.positions, batch.docs, roles=batch.roles)
-        wanted = 1.0 - 2.0 * (batch.tokens % 2)
-        total = ((model.scores(hidden) - wanted) ** 2 * batch.weights).sum()
-        return Loss(total, batch.weights.sum(), {"loss": total.detach()})
-
-
-def judge(made: Material, out: Path, **settings: Any) -> Path:
-    """A whole run, as `sft` composes one, of a model with a score head."""
-    chosen: dict[str, Any] = {"ckpt_paths": (str(made.model),), "train_steps": 4, "lr": 1e-2} | settings
-    config = SFTConfig(
-        output_dir=out,
-        train_data_paths=(made.chats,),
-        cache_dir=made.place / "cache",
-        **{"precision": "fp32", "max_seq_len": 64, "save_freq": 2, "device": "cpu"} | chosen,
-        no_visualize_dataset=True,
-    )
-    start = start_of(config, config.ckpt_paths)
-    shape = with_score_head(start.shape())
-    tokenizer, template = text_of(start.text, "chatml")
-    check_model(start.base, shape, tokenizer, writes=False)
-    training, _ = loaders(
-        config, tokenizer, template, reduction="sequences", too_long="truncate", allow_unmasked=False
-    )
-    blueprint, device = start.blueprint(config, shape), torch.device("cpu")
-    plan(config, blueprint, training, device)
-    check_resume(config, blueprint, training, start)
-    directory = open_run(config, "sft")
-    model = start.load(config, shape, device)
-    fitted = fit(
-        config, "sft", model, Even(), training, Watch(), directory, origin=origin(config, start, model)
-    )
-    hand_over(
-        fitted,
-        model,
-        shape,
-        directory,
-        config,
-        stage="reward",
-        start=start,
-        tokenizer=tokenizer,
-        template=template,
-        next_command="score OUT",
-    )
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +123,32 @@ def test_what_writes_text_refuses_a_judge_in_words(made, tmp_path):
         assert wanted in refused(run(*words)), words
     message = refused(run("convert", out, "--output", tmp_path / "c", "--format", "llama2c"))
     assert "it has a score head, and that program writes text" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings", [{}, {"lora": True}, {"precision": "bf16"}], ids=["full", "lora", "bf16"]
+)
+def test_two_processes_train_what_one_trains(made, tmp_path, settings):
+    """The head's one row lies on one of them, and on the other nothing."""
+    settings = settings | {"eps": 1e-3}  # no noise becomes a step
+    one = judge(made, tmp_path / "one", gradient_accum_steps=2, **settings)
+    words = [HERE / "judge_runs.py", made.place, tmp_path / "two", json.dumps(settings)]
+    done = ended(torchrun(2, *words, log=tmp_path / "log"), tmp_path / "log")
+    assert done.code == 0 and "on each of 2 processes" in done.err, done.err
+    (path,) = [path.relative_to(one) for path in one.glob("*/*model.safetensors")]
+    first, second = load_file(one / path), load_file(tmp_path / "two" / path)
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-3)
+
+
+def test_a_base_that_stores_its_tied_head_twice_is_the_same_base(tmp_path):
+    """Its fingerprint counts the head once, for the run and for whoever puts the adapter on it later."""
+    made = material(tmp_path)
+    path = made.model / "model.safetensors"
+    tensors = load_file(path)
+    save_file(
+        tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, path, {"format": "pt"}
+    )
+    out = judge(made, tmp_path / "out", lora=True, save_merged=True)
+    found = load_model(made.model, adapters=[out / "adapter"])
+    torch.testing.assert_close(our_score(found, ROWS), our_score(load_model(out / "model"), ROWS))

@@ -53,6 +53,10 @@ COMMANDS = {
     ),
     "pretrain": Command("pretrain", "PretrainConfig", "train a new model on plain text", parallel=True),
     "sft": Command("sft", "SFTConfig", "fine-tune a model on conversations", parallel=True),
+    "dpo": Command("dpo", "DPOConfig", "learn which answers are better, by DPO or a relative", parallel=True),
+    "simpo": Command(
+        "simpo", "SimPOConfig", "learn which answers are better, without a reference", parallel=True
+    ),
     "plan pretrain": Command("plan", "PlanPretrainConfig", "say what a pretraining run would take"),
     "plan sft": Command("plan", "PlanSFTConfig", "say what a fine-tuning run would take"),
     "data download tinystories": Command(

@@ -51,10 +51,10 @@ class Batch:
     roles: Tensor  # (B, T) int64, who wrote the token that is read
     branches: Tensor | None = None  # (B, T) int64, where documents fork: 0 in the trunk, then 1, 2, …
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Self:
         """The same batch on another device."""
         moved = {
-            each.name: getattr(self, each.name).to(device, non_blocking=True)
+            each.name: getattr(self, each.name).to(device, non_blocking=non_blocking)
             for each in fields(self)
             if getattr(self, each.name) is not None
         }

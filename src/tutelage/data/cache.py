@@ -25,9 +25,10 @@ from tutelage.errors import UserError
 if TYPE_CHECKING:
     from tutelage.data.encode import Chunk
 
-FORMAT = 1
+FORMAT = 2
 DEFAULT_DIR = Path("~/.cache/tutelage")
-_ARRAYS = {"tokens": "<u4", "weights": "<f4", "roles": "u1", "lines": "<i8", "lengths": "<i8"}
+_ARRAYS = {"tokens": "<u4", "weights": "<f4", "roles": "u1"}  # a value a token
+_ARRAYS |= {"lines": "<i8", "lengths": "<i8", "ranks": "u1", "scores": "<f4"}  # a value a document
 
 
 @dataclass(slots=True)
@@ -35,14 +36,16 @@ class Shard:
     """Encoded rows end to end, in memory or mapped from disk."""
 
     key: str  # of its content
-    kind: str  # jsonl or text
+    kind: str  # jsonl, text or ranked
     tokens: np.ndarray  # uint32
     weights: np.ndarray  # float32
     roles: np.ndarray  # uint8
-    lines: np.ndarray  # int64, each row's line in its file
+    lines: np.ndarray  # int64, each row's line in its file; answers to one prompt share theirs
     offsets: np.ndarray  # int64: row i is tokens[offsets[i] : offsets[i + 1]]
     faults: Faults  # the rows that were skipped when it was made
     path: int | None = None  # which of the data set's paths it is of; None: the one of its own number
+    ranks: np.ndarray | None = None  # uint8, the place of each answer among those to its prompt
+    scores: np.ndarray | None = None  # float32, how good each answer is; NaN: not known
 
 
 def content_key(path: Path, *options: object) -> str:
@@ -64,8 +67,12 @@ def open_shard(directory: Path, kind: str) -> Shard | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     offsets = np.concatenate([[0], np.cumsum(arrays.pop("lengths"), dtype=np.int64)])
-    tokens, weights, roles, lines = (arrays[name] for name in ("tokens", "weights", "roles", "lines"))
-    return Shard(directory.name, kind, tokens, weights, roles, lines, offsets, faults)
+    names = ("tokens", "weights", "roles", "lines")
+    tokens, weights, roles, lines = (arrays[name] for name in names)
+    ranks, scores = arrays["ranks"], arrays["scores"]
+    return Shard(
+        directory.name, kind, tokens, weights, roles, lines, offsets, faults, ranks=ranks, scores=scores
+    )
 
 
 def write_shard(directory: Path, chunks: Iterable[Chunk], faults: Faults, *, skip: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from tutelage.data.groups import whole_groups
 from tutelage.data.read import Faults
 from tutelage.data.store import SampleStore, split_documents
 from tutelage.errors import UserError
@@ -37,6 +38,7 @@ class CutReport:
     tokens: int
     learned: int  # tokens that are predicted with weight, after cutting
     cuts: list[Cut] = field(default_factory=list)
+    noun: str = "row"  # what a document is here
 
     @property
     def percent(self) -> float:
@@ -48,15 +50,18 @@ class CutReport:
     def lines(self) -> list[str]:
         """The report for people, a line for the whole and one for each reason."""
         left = self.tokens - sum(cut.tokens for cut in self.cuts)
-        whole = f"{_rows(self.rows)}, {self.tokens:,} tokens"
+        whole = f"{self._counted(self.rows)}, {self.tokens:,} tokens"
         learned = f"{_share(self.learned, left)} of what is left is learned"
         if not self.cuts:
             return [f"{whole}: nothing cut, {_share(self.learned, left)} is learned"]
         return [f"{whole}; {learned}; cut or dropped:"] + [
-            f"  {cut.reason}: {_rows(cut.rows)} ({_share(cut.rows, self.rows)}), "
+            f"  {cut.reason}: {self._counted(cut.rows)} ({_share(cut.rows, self.rows)}), "
             f"{cut.tokens:,} tokens ({_share(cut.tokens, self.tokens)}), first {', '.join(cut.first)}"
             for cut in self.cuts
         ]
+
+    def _counted(self, count: int) -> str:
+        return f"{count:,} {self.noun}" if count == 1 else f"{count:,} {self.noun}s"
 
     def refuse(self, max_cut_percent: float) -> None:
         """Raise if more was cut than the user agreed to."""
@@ -69,17 +74,27 @@ class CutReport:
 
 
 def cut(
-    store: SampleStore, *, max_seq_len: int, too_long: TooLong, faults: Faults | None = None
+    store: SampleStore,
+    *,
+    max_seq_len: int,
+    too_long: TooLong,
+    faults: Faults | None = None,
+    ranked: bool = False,
 ) -> tuple[SampleStore, CutReport]:
-    """The documents that can be trained on, and what was lost. `faults` are bad rows skipped before."""
+    """The documents that can be trained on, and what was lost. `faults` are bad rows skipped before.
+
+    With `ranked` they are answers, and those go too that are left with none to compare them with."""
     faults = faults or Faults()
     report = CutReport(rows=len(store) + faults.count, tokens=int(store.lengths.sum()), learned=0)
+    report.noun = "answer" if ranked else "row"
     if faults.count:
         first = [named.split(": ", 1)[0] for named in faults.named[:_IDS_NAMED]]
         report.cuts.append(Cut("bad rows skipped", faults.count, 0, first))
     store = _drop(store, store.lengths < 2, "dropped, too short to predict anything", report)
     store = _drop(store, store.learned() == 0, "dropped, nothing to learn", report)
     store = _fit(store, max_seq_len, too_long, report)
+    if ranked:
+        store = _drop(store, ~whole_groups(store), "dropped, no better or worse answer is left", report)
     report.learned = int(store.learned().sum())
     return store, report
 
@@ -130,10 +145,6 @@ def _drop(store: SampleStore, which: np.ndarray, reason: str, report: CutReport)
 
 def _first(store: SampleStore, which: np.ndarray) -> list[str]:
     return [store.id(index) for index in np.flatnonzero(which)[:_IDS_NAMED]]
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} row" if count == 1 else f"{count:,} rows"
 
 
 def _share(part: int, whole: int) -> str:

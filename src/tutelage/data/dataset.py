@@ -38,10 +38,12 @@ def prepare(
     log: Callable[[str], None],
     progress: Progress | None = None,
     split: str = "train",
+    ranked: bool = False,
 ) -> SampleStore:
     """The documents of a data set, each fitting a row of `max_seq_len`; refuses data that should not be used.
 
-    `template` may be None when every path is text. `split` is the word in the flags: train or val.
+    `template` may be None when every path is text. `split` is the word in the flags: train or val. With
+    `ranked` the documents are answers, those to one prompt side by side.
     """
     store, faults = encode_paths(
         paths,
@@ -54,10 +56,11 @@ def prepare(
         log=log,
         progress=progress,
         split=split,
+        ranked=ranked,
     )
     if not allow_unmasked:
         refuse_unmasked(store)
-    store, report = cut(store, max_seq_len=max_seq_len, too_long=too_long, faults=faults)
+    store, report = cut(store, max_seq_len=max_seq_len, too_long=too_long, faults=faults, ranked=ranked)
     report.refuse(max_cut_percent)
     for line in report.lines():
         log(f"{split} data: {line}")
@@ -78,6 +81,7 @@ def encode_paths(
     log: Callable[[str], None],
     progress: Progress | None = None,
     split: str = "train",
+    ranked: bool = False,
 ) -> tuple[SampleStore, Faults]:
     """Every good row of a data set, uncut, and the bad ones that were skipped."""
     flag = f"--{split}_num_samples"
@@ -87,8 +91,8 @@ def encode_paths(
             f"{flag} has {len(amounts)} values and --{split}_data_paths has {len(paths)}; "
             "give one for each path"
         )
-    sources = parse_sources(paths)
-    if template is None and any(source.kind == "jsonl" for source in sources):
+    sources = parse_sources(paths, ranked=ranked)
+    if template is None and any(source.kind != "text" for source in sources):
         raise UserError(
             f"conversations need a template; give --template_config, or only text: --{split}_data_paths"
         )

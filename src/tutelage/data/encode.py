@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tutelage.data.comparison import UNKNOWN
 from tutelage.data.processes import in_processes
 from tutelage.data.read import Faults, Rows, Source, load_rows
 from tutelage.text.pieces import Encoded
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 CHUNK = 128  # rows a process encodes at a time
 FEW = 1024  # rows that are encoded before another process would have started
-Row = tuple[int, Any]  # its line, and the messages or the text in it
+Row = tuple[int, Any]  # its line, and the messages, the text or the comparison in it
 Document = tuple[Sequence[int], Sequence[float] | np.ndarray, Sequence[int] | np.ndarray]
 
 
@@ -37,6 +38,8 @@ class Chunk:
     tokens: np.ndarray  # uint32
     weights: np.ndarray  # float32
     roles: np.ndarray  # uint8
+    ranks: np.ndarray  # uint8, one a row: the place of an answer among those to its prompt
+    scores: np.ndarray  # float32, one a row: how good an answer is; NaN: not known
     faults: Faults
     read: int  # rows, the refused among them
 
@@ -72,17 +75,26 @@ class Encoder:
     def chunk(self, source: Source, lines: np.ndarray, offsets: np.ndarray) -> Chunk:
         """The rows that begin at `offsets`, encoded."""
         rows, faults = list(zip(lines.tolist(), load_rows(source, offsets), strict=True)), Faults()
-        if source.kind == "text":
-            documents = self._texts([row for _, row in rows])
+        if source.kind == "ranked":
+            rows, documents = self._answers(source, rows, faults)
+            ranks = [rank for _, comparison in rows for rank in comparison.ranks]
+            scores = [score for _, comparison in rows for score in comparison.scores]
+            numbers = [line for line, comparison in rows for _ in comparison.answers]
         else:
-            rows, documents = self._chats(source, rows, faults)
+            if source.kind == "text":
+                documents = self._texts([row for _, row in rows])
+            else:
+                rows, documents = self._chats(source, rows, faults)
+            numbers, ranks, scores = [line for line, _ in rows], [0] * len(rows), [UNKNOWN] * len(rows)
         tokens, weights, roles = zip(*documents, strict=True) if documents else ((), (), ())
         return Chunk(
-            lines=np.array([line for line, _ in rows], np.int64),
+            lines=np.array(numbers, np.int64),
             lengths=np.array([len(each) for each in tokens], np.int64),
             tokens=_end_to_end(tokens, np.uint32),
             weights=_end_to_end(weights, np.float32),
             roles=_end_to_end(roles, np.uint8),
+            ranks=np.array(ranks, np.uint8),
+            scores=np.array(scores, np.float32),
             faults=faults,
             read=len(lines),
         )
@@ -103,6 +115,22 @@ class Encoder:
             else:
                 faults.add(source.path, line, fault)
         encoded = self.template.encode_batch([messages for _, messages in kept], self.tokenizer)
+        return kept, [(each.tokens, each.weights, each.roles) for each in encoded]
+
+    def _answers(self, source: Source, rows: list[Row], faults: Faults) -> tuple[list[Row], list[Document]]:
+        """The comparisons this template can render, and a document for each answer: it alone is learned."""
+        assert self.template is not None
+        kept, whole, lasts = [], [], []
+        for line, comparison in rows:
+            conversations = [[*comparison.prompt, *answer] for answer in comparison.answers]
+            found = (self.template.fault(messages) for messages in conversations)
+            if fault := next((fault for fault in found if fault is not None), None):
+                faults.add(source.path, line, fault)
+                continue
+            kept.append((line, comparison))
+            whole += conversations
+            lasts += [len(answer) for answer in comparison.answers]
+        encoded = self.template.encode_batch(whole, self.tokenizer, learned_last=lasts)
         return kept, [(each.tokens, each.weights, each.roles) for each in encoded]
 
 

@@ -9,20 +9,19 @@ is topped up with empty micro-batches.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from tutelage.data.batch import Batch, Sample
-from tutelage.data.order import Order, Packed, Unpacked
-from tutelage.data.pack import collate
-from tutelage.data.store import SampleStore
+from tutelage.data.order import Groups, Order, Packed, Unpacked
+from tutelage.data.pack import ROUND, collate
 from tutelage.data.streams import Streamed, TokenStreams
 from tutelage.errors import UserError
 
-ROUND = 64  # widths of unpacked micro-batches are multiples of it, so that kernels meet few shapes
+Lay = Callable[[Sequence[Sequence[Any]], int], Batch]  # rows of samples, and their length
 
 
 class Loader:
@@ -30,7 +29,7 @@ class Loader:
 
     def __init__(
         self,
-        store: SampleStore | TokenStreams,
+        store: Groups | TokenStreams,
         *,
         length: int,
         rows: int,
@@ -43,6 +42,7 @@ class Loader:
         shuffle: bool = True,
         workers: int = 0,
         epochs: int | None = None,
+        lay: Lay = collate,
     ) -> None:
         assert reduction in ("tokens", "sequences") and 0 <= rank < world and rows > 0 and accumulate > 0
         if not len(store):
@@ -55,7 +55,7 @@ class Loader:
             self._order = Unpacked(store, seed=seed, shuffle=shuffle)
         self._facts = {**self._order.facts, "samples or rows a step": rows * accumulate * world}
         self._rows, self._accumulate, self._rank, self._world = rows, accumulate, rank, world
-        self._by_sequence, self._epochs = reduction == "sequences", epochs
+        self._by_sequence, self._epochs, self._collate = reduction == "sequences", epochs, lay
         self._threads = ThreadPoolExecutor(workers, "loader") if workers else None
         self._ahead: deque[tuple[int, int, Future[list[Batch]]]] = deque()
         self._workers = workers
@@ -104,6 +104,11 @@ class Loader:
     def context(self) -> float:
         """How many tokens of its document a position sees in the mean, itself included; of shards about."""
         return self._order.context
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal samples in equal order."""
+        return self._facts["data"]
 
     def ids(self, epoch: int, step: int) -> list[str]:
         """The ids of the samples of one step of this rank, in the order in which they are laid."""
@@ -182,10 +187,10 @@ class Loader:
         if self._by_sequence:
             rows = [[_average(sample) for sample in row] for row in rows]
         if self._order.length is not None:
-            return collate(rows + [[]] * (self._rows - len(rows)), self._order.length)
+            return self._collate(rows + [[]] * (self._rows - len(rows)), self._order.length)
         row = [sample for each in rows for sample in each]
         width = sum(sample.positions for sample in row)
-        return collate([row], max(-(-width // ROUND), 1) * ROUND)
+        return self._collate([row], max(-(-width // ROUND), 1) * ROUND)
 
 
 def _average(sample: Sample) -> Sample:

@@ -12,9 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tutelage.data.batch import Sample
+from tutelage.data.batch import Group, Sample
 from tutelage.data.pack import best_fit
-from tutelage.data.store import SampleStore
 from tutelage.errors import UserError
 
 WINDOW = 10_000  # documents packed together: enough to fill rows, too few to sort an epoch by length
@@ -46,12 +45,26 @@ class Order(Protocol):
     def longest(self, count: int) -> list[list[Sample]]: ...
 
 
+class Groups(Protocol):
+    """What rows are filled with: samples that share a micro-batch, most often one alone."""
+
+    def __len__(self) -> int: ...
+    def group(self, index: int) -> Group: ...
+    def id(self, index: int) -> str: ...
+    @property
+    def positions(self) -> np.ndarray: ...  # of a row, that each group takes
+    @property
+    def depths(self) -> np.ndarray: ...  # positions of each document
+    @property
+    def fingerprint(self) -> str: ...
+
+
 class Unpacked:
-    """A sample a row, the order of every epoch drawn anew."""
+    """A group a row, the order of every epoch drawn anew."""
 
     length = None
 
-    def __init__(self, store: SampleStore, *, seed: int, shuffle: bool) -> None:
+    def __init__(self, store: Groups, *, seed: int, shuffle: bool) -> None:
         self._store, self._seed, self._shuffle = store, seed, shuffle
         self.facts = _facts(store, packing=False, length=0, seed=seed, shuffle=shuffle)
         self.positions, self.deepest, self.context = _sizes(store)
@@ -61,14 +74,14 @@ class Unpacked:
         return len(self._store)
 
     def row(self, epoch: int, number: int) -> list[Sample]:
-        return [self._store[self._kept[epoch][number]]]
+        return self._store.group(self._kept[epoch][number])
 
     def ids(self, epoch: int, number: int) -> list[str]:
         return [self._store.id(self._kept[epoch][number])]
 
     def longest(self, count: int) -> list[list[Sample]]:
         longest_first = np.argsort(-self._store.positions, kind="stable")
-        return [[self._store[index]] for index in longest_first[:count].tolist()]
+        return [self._store.group(index) for index in longest_first[:count].tolist()]
 
     def _plan(self, epoch: int) -> np.ndarray:
         count = len(self._store)
@@ -78,7 +91,7 @@ class Unpacked:
 class Packed:
     """Rows of `length` filled best-fit from windows of the shuffled samples, the rows shuffled again."""
 
-    def __init__(self, store: SampleStore, *, length: int, seed: int, shuffle: bool) -> None:
+    def __init__(self, store: Groups, *, length: int, seed: int, shuffle: bool) -> None:
         self._positions = store.positions
         longest = int(self._positions.max())
         if longest > length:
@@ -98,7 +111,7 @@ class Packed:
         return self._counts[epoch]
 
     def row(self, epoch: int, number: int) -> list[Sample]:
-        return [self._store[index] for index in self._kept[epoch][number]]
+        return [sample for index in self._kept[epoch][number] for sample in self._store.group(index)]
 
     def ids(self, epoch: int, number: int) -> list[str]:
         return [self._store.id(index) for index in self._kept[epoch][number]]
@@ -110,7 +123,7 @@ class Packed:
         chosen = np.concatenate([order[:most], order[most:][-_FILLERS:]])
         bins = [chosen[row].tolist() for row in best_fit(self._positions[chosen], self.length)]
         fullest = sorted(bins, key=lambda row: -self._positions[row].sum())[:count]
-        return [[self._store[index] for index in row] for row in fullest]
+        return [[sample for index in row for sample in self._store.group(index)] for row in fullest]
 
     def _plan(self, epoch: int) -> list[list[int]]:
         chance, count = _chance(self._seed, epoch), len(self._store)
@@ -142,7 +155,7 @@ class _Kept:
             return self._plans[epoch]
 
 
-def _facts(store: SampleStore, *, packing: bool, length: int, seed: int, shuffle: bool) -> dict[str, Any]:
+def _facts(store: Groups, *, packing: bool, length: int, seed: int, shuffle: bool) -> dict[str, Any]:
     return {
         "data": store.fingerprint,
         "packing": packing,
@@ -152,11 +165,11 @@ def _facts(store: SampleStore, *, packing: bool, length: int, seed: int, shuffle
     }
 
 
-def _sizes(store: SampleStore) -> tuple[int, int, float]:
-    """Positions in all, of the longest sample, and how many a position sees in the mean."""
-    sizes = store.positions.astype(np.float64)
-    total = sizes.sum()
-    return int(total), int(sizes.max()), float((sizes * (sizes + 1) / 2).sum() / max(total, 1.0))
+def _sizes(store: Groups) -> tuple[int, int, float]:
+    """Positions in all, of the longest document, and how many a position sees in the mean."""
+    sizes = store.depths.astype(np.float64)
+    seen = (sizes * (sizes + 1) / 2).sum() / max(sizes.sum(), 1.0)
+    return int(store.positions.sum()), int(sizes.max()), float(seen)
 
 
 def _chance(seed: int, epoch: int) -> np.random.Generator:

@@ -15,6 +15,7 @@ import torch
 from tutelage.data.batch import Batch, Group, Sample
 from tutelage.text.roles import ROLE_IDS
 
+ROUND = 64  # widths of unpacked micro-batches are multiples of it, so that kernels meet few shapes
 OTHER = ROLE_IDS["other"]
 
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from tutelage.data.comparison import comparison_fault, read_comparison
 from tutelage.errors import UserError
 from tutelage.text.messages import has_half_character, kind_of, message_faults
 
@@ -37,14 +38,14 @@ _OTHER_KINDS = {  # first bytes -> what the file is
 class Source:
     """One of the paths of a data set, and how it is read."""
 
-    kind: Literal["jsonl", "text"]  # what a row is: a conversation, or plain text
+    kind: Literal["jsonl", "text", "ranked"]  # what a row is: a conversation, plain text, or a `Comparison`
     path: Path
     unit: Literal["line", "record", "file"] = "line"  # what a row of text is of its file
     key: str = ""  # under which a record has its text
 
     def __str__(self) -> str:
         """The path as it may be given on a command line."""
-        forms = {"line": self.kind, "record": "jsonl", "file": "document"}
+        forms = {"line": "text" if self.kind == "text" else "jsonl", "record": "jsonl", "file": "document"}
         return f"{forms[self.unit]}:{self.path}"
 
 
@@ -98,11 +99,16 @@ class Rows:
         return Rows(self.source, self.lines[chosen], self.offsets[chosen], self.faults)
 
 
-def parse_sources(paths: Sequence[str | Path]) -> list[Source]:
+def parse_sources(paths: Sequence[str | Path], *, ranked: bool = False) -> list[Source]:
     """`jsonl:PATH`, `text:PATH`, `document:PATH`, or a path ending in .jsonl or .txt -> Source.
 
-    Each is looked at on disk: the first record of a jsonl file says whether it has conversations or texts."""
-    return [_parse_source(str(path)) for path in paths]
+    Each is looked at on disk: the first record of a jsonl file says whether it has conversations or texts.
+    With `ranked` its records compare answers, and no other file will do."""
+    sources = [_parse_source(str(path), ranked) for path in paths]
+    for source in sources:
+        if ranked and source.kind != "ranked":
+            raise UserError(f"{source} has no answers to compare; give jsonl: files that have")
+    return sources
 
 
 def scan(source: Source) -> Rows:
@@ -115,7 +121,7 @@ def scan(source: Source) -> Rows:
                 lines.append(line)
                 offsets.append(offset)
             elif reason != _NO_ROW:
-                if line == 1 and source.kind == "jsonl" and raw.lstrip().startswith(b"["):
+                if line == 1 and source.kind != "text" and raw.lstrip().startswith(b"["):
                     raise UserError(f"{source.path} is one JSON array; write it as one object per line")
                 faults.add(source.path, line, reason)
     if not lines and not faults.count:
@@ -124,7 +130,7 @@ def scan(source: Source) -> Rows:
 
 
 def load_rows(source: Source, offsets: Sequence[int] | np.ndarray) -> Iterator[Any]:
-    """The rows that begin at `offsets`: a list of messages, or a text; a line comes without its line end."""
+    """The rows that begin at `offsets`: messages, a text or a `Comparison`; a line comes without its end."""
     with source.path.open("rb") as file:
         for offset in offsets:
             file.seek(int(offset))
@@ -149,7 +155,7 @@ def rows_between(source: Source, start: int, stop: int) -> Iterator[tuple[int, A
             yield begin + offset, row, fault or None
 
 
-def _parse_source(given: str) -> Source:
+def _parse_source(given: str, ranked: bool) -> Source:
     kind, colon, rest = given.partition(":")
     if not colon or kind not in ("jsonl", "text", "document"):
         kind, rest = _SUFFIXES.get(Path(given).suffix.lower(), ""), given
@@ -164,14 +170,15 @@ def _parse_source(given: str) -> Source:
         with path.open("rb") as file:
             start = file.read(8)
             file.seek(0)
-            key = _text_key(file) if kind == "jsonl" else None
+            key = _text_key(file) if kind == "jsonl" and not ranked else None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     for magic, what in _OTHER_KINDS.items():
         if start.startswith(magic):
             raise UserError(f"{path} is {what}")
     if kind == "jsonl":
-        return Source("text", path, "record", key) if key else Source("jsonl", path)
+        chats = Source("ranked" if ranked else "jsonl", path)
+        return Source("text", path, "record", key) if key else chats
     return Source("text", path, "file" if kind == "document" else "line")
 
 
@@ -237,6 +244,8 @@ def _fault(source: Source, raw: bytes) -> str | None:
         return f"not JSON: {error.msg} at column {error.colno}"
     except (ValueError, RecursionError):
         return "not JSON we can read: too long a number, or too deeply nested"
+    if source.kind == "ranked":
+        return comparison_fault(record)
     key = source.key or "messages"
     if not isinstance(record, dict):
         return f"not an object with {key}"
@@ -260,7 +269,8 @@ def _parse(source: Source, raw: bytes) -> Any:
         return text
     if source.kind == "text" and source.unit == "line":
         return text.rstrip("\r\n")
-    return json.loads(text)[source.key or "messages"]
+    record = json.loads(text)
+    return read_comparison(record) if source.kind == "ranked" else record[source.key or "messages"]
 
 
 def _count(amount: float, rows: int, path: Path, flag: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tutelage.data.batch import Sample
+from tutelage.data.batch import Group, Sample
 from tutelage.data.cache import Shard
 from tutelage.data.read import Faults
 
@@ -75,6 +75,10 @@ class SampleStore:
         row = f"{number if shard.path is None else shard.path}-{shard.lines[self.rows[index]]}"
         return row if self.pieces is None else f"{row}/{self.pieces[index]}"
 
+    def group(self, index: int) -> Group:
+        """What must lie in one batch: the sample alone."""
+        return [self[index]]
+
     @property
     def ids(self) -> list[str]:
         return [self.id(index) for index in range(len(self))]
@@ -83,6 +87,11 @@ class SampleStore:
     def positions(self) -> np.ndarray:
         """How many positions of a row each sample takes."""
         return np.maximum(self.lengths - 1, 0)
+
+    @property
+    def depths(self) -> np.ndarray:
+        """How many positions each document takes."""
+        return self.positions
 
     @property
     def fingerprint(self) -> str:

@@ -6,7 +6,7 @@ files have, alone.
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -224,6 +224,16 @@ def trained_beside(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in _beside(model).items()}
 
 
+def adapter_values(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the active adapter's values, for `holding` when they have changed."""
+    inside = {id(p) for layer in _layers(model) for part in layer.low_rank() for p in part.values()}
+    return {
+        name: p.detach().clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad and id(p) in inside
+    }
+
+
 def _beside(model: nn.Module) -> dict[str, nn.Parameter]:
     inside = {id(p) for layer in _layers(model) for part in layer.low_rank() for p in part.values()}
     return {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside}
@@ -235,16 +245,23 @@ def without_adapters(model: nn.Module, beside: dict[str, Tensor] | None = None) 
 
     What is trained in full has its first values inside: those of `beside`, from `trained_beside`.
     """
-    parameters = _beside(model)
-    now = {name: p.detach().clone() if isinstance(p, DTensor) else p.data for name, p in parameters.items()}
-    assert set(now) <= set(beside or {}), (
+    beside = beside or {}
+    assert set(_beside(model)) <= set(beside), (
         "weights are trained beside the adapter, and nobody kept their first"
     )
+    with adapter(model, None), holding(model, beside):
+        yield
+
+
+@contextmanager
+def holding(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, the parameters of these names have these values."""
+    parameters = {name: p for name, p in model.named_parameters() if name in values}
+    now = {name: p.detach().clone() if isinstance(p, DTensor) else p.data for name, p in parameters.items()}
     try:
-        with adapter(model, None), torch.no_grad():
-            for name in now:
-                _put(parameters[name], (beside or {})[name])
-            yield
+        for name, parameter in parameters.items():
+            _put(parameter, values[name])
+        yield
     finally:
         for name, value in now.items():
             _put(parameters[name], value)

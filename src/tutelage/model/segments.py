@@ -1,11 +1,13 @@
 """Attention within documents on CPU: those of like length side by side in one causal call.
 
 A document followed by padding needs no mask: nobody in it sees what comes later, and padding is dropped.
+Where a document forks, a branch is the document of its trunk and itself, with only its own queries.
 
-B rows   T positions   n documents of a bucket   L its length   H query heads   K kv heads   C head dim
+B rows   T positions   n documents of a bucket   S its length   H query heads   K kv heads   C head dim
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -22,28 +24,35 @@ ROUND = 16  # lengths of buckets are multiples of it: oneDNN prepares and keeps 
 class Bucket:
     """Documents of like length: where their positions come from and go to, in rows flattened to B·T."""
 
-    index: Tensor  # (n, L) what to gather, the last position of a shorter document repeated
-    kept: Tensor  # (m,) which of the n·L are positions of documents
+    index: Tensor  # (n, S) what to gather, the last position of a shorter document repeated
+    offset: int  # where queries begin: before it all is trunk
+    kept: Tensor  # (m,) which of the n·(S − offset) queries are not trunk or padding
     places: Tensor  # (m,) where those lie in B·T
 
 
-def find_buckets(positions: Tensor, docs: Tensor) -> list[Bucket] | None:
-    """The documents of rows (B, T) in buckets; None where one is not a stretch of consecutive positions."""
-    same = docs[:, 1:] == docs[:, :-1]
-    inside = same & (docs[:, 1:] >= 0)
-    if bool((inside & (positions[:, 1:] != positions[:, :-1] + 1)).any()):
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """A document, its trunk or one of its branches; a branch has the trunk before it."""
+
+    start: int
+    own: int
+    trunk_start: int
+    trunk: int  # its length, 0 without one
+
+    @property
+    def length(self) -> int:
+        return self.trunk + self.own
+
+
+def find_buckets(positions: Tensor, docs: Tensor, branches: Tensor | None = None) -> list[Bucket] | None:
+    """The documents of rows (B, T) in buckets; None where one is not a stretch of consecutive positions.
+
+    One that forks is a trunk and, right after it, branches that go on at the position where it ends.
+    """
+    stretches = _find_stretches(positions, docs, branches)
+    if stretches is None:
         return None
-    T = docs.shape[1]
-    first = torch.ones_like(docs, dtype=torch.bool)
-    first[:, 1:] = ~same
-    starts = first.flatten().nonzero()[:, 0]
-    ends = torch.cat((starts[1:], starts.new_tensor([docs.numel()])))
-    real = docs.flatten()[starts] >= 0
-    starts, ends = starts[real], ends[real]
-    owners = torch.stack((starts // T, docs.flatten()[starts]), dim=1)
-    if len(owners.unique(dim=0)) < len(owners):
-        return None
-    return _group(starts, ends - starts)
+    return [_bucket(group) for group in _group(stretches)]
 
 
 def attend_buckets(
@@ -54,28 +63,98 @@ def attend_buckets(
         # Not plain zeros: every process must find a gradient for every weight, or FSDP2 fails.
         return 0 * (q + k[:, :1] + v[:, :1])
     B, H, T, C = q.shape
-    flat = [x.transpose(1, 2).reshape(B * T, -1, C) for x in (q, k, v)]  # (B·T, H or K, C)
+    flat_q, flat_k, flat_v = (x.transpose(1, 2).reshape(B * T, -1, C) for x in (q, k, v))  # (B·T, H or K, C)
     outputs = []
     for bucket, mask in zip(buckets, masks, strict=True):
-        q_part, k_part, v_part = (x[bucket.index].transpose(1, 2) for x in flat)  # (n, H or K, L, C)
+        q_part = _gathered(flat_q, bucket.index[:, bucket.offset :])  # (n, H, S − offset, C)
+        k_part, v_part = _gathered(flat_k, bucket.index), _gathered(flat_v, bucket.index)  # (n, K, S, C)
         out = masked_attention(q_part, k_part, v_part, mask, dropout=dropout)
         outputs.append(out.transpose(1, 2).reshape(-1, H, C)[bucket.kept])
     places = torch.cat([bucket.places for bucket in buckets])
-    mixed = flat[0].new_zeros(B * T, H, C).index_copy(0, places, torch.cat(outputs))
+    mixed = flat_q.new_zeros(B * T, H, C).index_copy(0, places, torch.cat(outputs))
     return mixed.view(B, T, H, C).transpose(1, 2)
 
 
-def _group(starts: Tensor, lengths: Tensor) -> list[Bucket]:
-    order = lengths.argsort(descending=True, stable=True)
-    starts, lengths = starts[order], lengths[order]
-    buckets, done, sizes = [], 0, lengths.tolist()
-    while done < len(sizes):
-        longest, end = sizes[done], done
-        while end < len(sizes) and sizes[end] >= longest * ALIKE:
-            end += 1
-        steps = torch.arange(-(-longest // ROUND) * ROUND)
-        own = steps < lengths[done:end, None]  # (n, L)
-        index = starts[done:end, None] + torch.minimum(steps, lengths[done:end, None] - 1)
-        buckets.append(Bucket(index, own.flatten().nonzero()[:, 0], index[own]))
-        done = end
-    return buckets
+def _gathered(flat: Tensor, index: Tensor) -> Tensor:
+    """(B·T, H or K, C), (n, S) -> (n, H or K, S, C); index_select's backward takes a third of indexing's."""
+    return flat.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+
+
+def _find_stretches(positions: Tensor, docs: Tensor, branches: Tensor | None) -> list[_Stretch] | None:
+    same = docs[:, 1:] == docs[:, :-1]
+    inside = same if branches is None else same & (branches[:, 1:] == branches[:, :-1])
+    if bool((inside & (docs[:, 1:] >= 0) & (positions[:, 1:] != positions[:, :-1] + 1)).any()):
+        return None
+    T = docs.shape[1]
+    first = torch.ones_like(docs, dtype=torch.bool)
+    first[:, 1:] = ~inside
+    starts = first.flatten().nonzero()[:, 0]
+    ends = torch.cat((starts[1:], starts.new_tensor([docs.numel()])))
+    real = docs.flatten()[starts] >= 0
+    starts, ends = starts[real], ends[real]
+    of_starts = [starts // T, docs.flatten()[starts]]
+    if branches is not None:
+        of_starts.append(branches.flatten()[starts])
+    owners = torch.stack(of_starts, dim=1)  # row, document and branch
+    if len(owners.unique(dim=0)) < len(owners):
+        return None
+    found = zip(starts.tolist(), (ends - starts).tolist(), strict=True)
+    if branches is None:
+        return [_Stretch(start, own, start, 0) for start, own in found]
+    return _with_trunks(list(found), positions.flatten()[starts].tolist(), owners.tolist())
+
+
+def _with_trunks(
+    found: list[tuple[int, int]], positions: list[int], owners: list[list[int]]
+) -> list[_Stretch] | None:
+    """Stretches (start, length) that begin at `positions`; None if one does not go on after its trunk."""
+    trunks: dict[tuple[int, int], tuple[int, int, int]] = {}  # start, length and the position that follows
+    for (start, own), position, (row, doc, branch) in zip(found, positions, owners, strict=True):
+        if branch == 0:
+            trunks[row, doc] = start, own, position + own
+    stretches = []
+    for (start, own), position, (row, doc, branch) in zip(found, positions, owners, strict=True):
+        alone = start, 0, position
+        trunk_start, trunk, follows = trunks.get((row, doc), alone) if branch else alone
+        if position != follows:
+            return None
+        stretches.append(_Stretch(start, own, trunk_start, trunk))
+    return stretches
+
+
+@dataclass(slots=True)
+class _Group:
+    """Stretches side by side in one rectangle of queries and keys, given from the longest trunk down."""
+
+    members: list[_Stretch]
+    longest: int = 0
+    fewest: float = math.inf  # scores of a member
+
+    def takes(self, stretch: _Stretch) -> bool:
+        """Whether every member would fill enough of the rectangle with `stretch` in it; then it is."""
+        longest, fewest = max(self.longest, stretch.length), min(self.fewest, stretch.own * stretch.length)
+        if fewest < ALIKE * ALIKE * longest * (longest - stretch.trunk):
+            return False
+        self.longest, self.fewest = longest, fewest
+        self.members.append(stretch)
+        return True
+
+
+def _group(stretches: list[_Stretch]) -> list[_Group]:
+    groups: list[_Group] = []
+    for stretch in sorted(stretches, key=lambda s: (s.trunk, s.length), reverse=True):
+        if not any(group.takes(stretch) for group in reversed(groups)):
+            groups.append(_Group([]))
+            groups[-1].takes(stretch)
+    return groups
+
+
+def _bucket(group: _Group) -> Bucket:
+    start, own, trunk_start, trunk = torch.tensor([astuple(s) for s in group.members]).unbind(1)  # each (n,)
+    steps = torch.arange(-(-group.longest // ROUND) * ROUND)
+    offset = int(trunk.min()) // ROUND * ROUND
+    place = steps - trunk[:, None]  # (n, S), in the stretch itself
+    real = (place >= 0) & (place < own[:, None])
+    after = start[:, None] + torch.minimum(place, own[:, None] - 1)
+    index = torch.where(place < 0, trunk_start[:, None] + steps, after)
+    return Bucket(index, offset, real[:, offset:].flatten().nonzero()[:, 0], index[real])

@@ -131,7 +131,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """(B, T) -> (B, T, D): final hidden states, normalised.
 
-        A position attends to those of its own document (`docs`; None: the row is one) that are not after it.
+        A position attends to those of its own document (`docs`; None: the row is one) that are not after it,
+        and where the document forks (`branches`), that are in its trunk (0) or in its own branch (1, 2, …).
         `roles` say whose each token is, to models with role embeddings; None adds none, as other programs do.
         """
         if kv is not None:
@@ -144,6 +145,7 @@ class Transformer(nn.Module):
         layout = plan(
             positions,
             docs,
+            branches=branches,
             kv_used=None if kv is None else kv.used,
             windows=self._windows(),
             impl=self.attention_impl,

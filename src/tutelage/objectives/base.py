@@ -23,7 +23,8 @@ class Loss:
 
     total: Tensor
     weight: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, Tensor] = field(default_factory=dict)  # divided by the weight too,
+    counts: dict[str, Tensor] = field(default_factory=dict)  # but those that have their own here
 
 
 class Objective(Protocol):
@@ -57,6 +58,20 @@ def learned_positions(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor,
     if len(places) == len(weights):
         return hidden, targets, weights, places
     return hidden[places], targets[places], weights[places], places
+
+
+def kl_divergence(hidden: Tensor, head: Tensor, other: Tensor, other_head: Tensor, weights: Tensor) -> Tensor:
+    """Sum over positions of weights · KL(p || q), p = softmax(head · hidden), q of the others, float32.
+
+    hidden and other (N, D), heads (V, D), weights (N,); the logits of a chunk of positions at a time.
+    """
+    total = weights.new_zeros(())
+    across, other_across = _across(head), _across(other_head)
+    for part in _chunks(len(hidden), len(head)):
+        p = (hidden[part] @ across).float().log_softmax(-1)  # (n, V)
+        q = (other[part] @ other_across).float().log_softmax(-1)
+        total += ((p.exp() * (p - q)).sum(-1) * weights[part]).sum()
+    return total
 
 
 def linear_cross_entropy(

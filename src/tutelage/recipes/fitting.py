@@ -1,7 +1,7 @@
 """From a model, an objective and a loader to a trained model: what all training recipes share."""
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from tutelage import dist
 from tutelage.data.batch import Batch
 from tutelage.data.loader import Loader
 from tutelage.errors import Interrupted, UserError
-from tutelage.model.adapters import settle_
+from tutelage.model.adapters import holding, settle_
 from tutelage.model.transformer import Transformer
 from tutelage.objectives.base import Objective
 from tutelage.recipes.assembling import assemble
@@ -21,8 +21,17 @@ from tutelage.recipes.pretokenized import shard_directories
 from tutelage.recipes.run_directory import note_settings
 from tutelage.recipes.saving_memory import needs_gpu
 from tutelage.recipes.training import TrainingConfig
-from tutelage.recipes.watching import Reporter, Watch, mfu_per_rate, recall, total_steps, writers_of
+from tutelage.recipes.watching import (
+    Beginning,
+    Reporter,
+    Watch,
+    mfu_per_rate,
+    recall,
+    total_steps,
+    writers_of,
+)
 from tutelage.report.progress import ProgressBar
+from tutelage.train import parallel
 from tutelage.train.ema import EMA
 from tutelage.train.interrupt import Signals
 from tutelage.train.saver import Saver, complete, is_full, newest, read_state
@@ -98,21 +107,28 @@ def fit(
     directory: Path,
     *,
     origin: dict[str, str] | None = None,
+    begin: Callable[[Transformer], Beginning] | None = None,
 ) -> Fitted:
     """Train to the end, or save and raise Interrupted at a signal. Resumes if the settings say so.
 
-    `origin` is what checkpoints do not hold and their weights need again.
+    `origin` is what checkpoints do not hold and their weights need again. `begin` is given the model before
+    any step, as it computes, and says what comes of that.
     """
     torch.manual_seed(config.seed + dist.rank())  # of dropout
     steps = total_steps(config, loader)
-    run = assemble(config, model, objective, loader, steps=steps, device=device_of(config))
+    beginning = Beginning()
+    source = (beginning.annotate(step) for step in loader)  # that which begin gives, once it has
+    run = assemble(config, model, objective, source, steps=steps, device=device_of(config))
     trainer, average = run.trainer, run.average
     saver = Saver(
         directory / "checkpoints", run.weights, run.optimizer, keep=config.max_checkpoints, extra=run.extra
     )
     fitted = Fitted({**run.weights, **run.fixed}, steps, {}, {}, average)
     checkpoint = newest(saver.directory) if config.resume else None
+    first = {}  # values of what is trained, where a checkpoint will replace them
     if checkpoint is not None:
+        if begin is not None:
+            first = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         state = saver.load(checkpoint)
         trainer.step = state["step"]
         loader.restore(state["data"])
@@ -120,10 +136,15 @@ def fit(
         dist.by_rank_zero(lambda: note_settings(config, stage))  # not before: it may have been refused
     settle_(model)
     run.follow()
+    if begin is not None:
+        with holding(model, first):
+            beginning = begin(model)
+        parallel.reshard(model)
+        del first  # as much as what is trained takes
     try:
         with ExitStack() as stack:
             stack.callback(loader.close)
-            _train(config, trainer, loader, saver, watch, directory, fitted, stack, origin)
+            _train(config, trainer, loader, saver, watch, directory, fitted, stack, origin, beginning)
     except NonFiniteLossError as error:
         raise UserError(_non_finite(error, config, loader, saver, trainer.step)) from error
     except OSError as error:
@@ -146,6 +167,7 @@ def _train(
     fitted: Fitted,
     stack: ExitStack,
     origin: dict[str, str] | None,
+    beginning: Beginning,
 ) -> None:
     """Rehearse, then train under a progress bar, with writers and signals that `stack` closes."""
     bar = stack.enter_context(
@@ -154,7 +176,7 @@ def _train(
     if trainer.step:
         bar.say(f"resumed at step {trainer.step} of {trainer.steps}")
     if trainer.step < trainer.steps:
-        _rehearse(trainer, loader, bar)
+        _rehearse(trainer, beginning.annotate(loader.longest()), bar)
     else:
         saver.prune()  # a kill may have come between the last save and this
     writers = writers_of(config, directory, trainer.step)
@@ -170,6 +192,7 @@ def _train(
         bar=bar,
         writers=writers,
         directory=directory,
+        beginning=beginning,
         average=fitted.average,
         mfu_per_rate=mfu_per_rate(config, trainer.model, loader, trainer.device),
         last=fitted.last,
@@ -182,7 +205,7 @@ def _train(
 
 def loader_words(config: TrainingConfig) -> str:
     """What an optimizer step is made of, in words."""
-    unit = f"rows of {config.max_seq_len}" if config.pack_samples else "samples"
+    unit = f"rows of {config.max_seq_len}" if config.pack_samples else config.unit
     return f"{config.micro_batch_size_per_gpu} {unit} x {config.gradient_accum_steps} micro-batches"
 
 
@@ -215,9 +238,8 @@ def _hooks(
     return [prune, every(config.save_freq, save), save_last, stop]
 
 
-def _rehearse(trainer: Trainer, loader: Loader, bar: ProgressBar) -> None:
+def _rehearse(trainer: Trainer, batches: list[Batch], bar: ProgressBar) -> None:
     """A step on the longest rows, without effect: memory that will not do fails here and not hours later."""
-    batches = loader.longest()
     shape = "x".join(map(str, batches[0].tokens.shape))
     dist.together(lambda: _try(trainer, batches, shape))
     bar.say(f"dry step on the longest rows ({shape}) done")

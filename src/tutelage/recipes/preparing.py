@@ -20,7 +20,6 @@ from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.score import refuse_score_head
 from tutelage.model.transformer import Transformer
-from tutelage.recipes.adapting import Start, origin
 from tutelage.recipes.fitting import loader_words
 from tutelage.recipes.pretokenized import ShardSettings, open_shards, shard_directories
 from tutelage.recipes.quantizing import quantization_of
@@ -183,11 +182,17 @@ _ORIGINS = {  # what a checkpoint does not hold
     "base": "from another model than ckpt_paths, or seed, give now",
     "quant": "on weights quantized in another way",
     "adapters": "with other scales of its adapters (lora_alpha, lora_rslora)",
+    "reference": "against another reference than ckpt_paths, or ref_ckpt_paths, give now",
 }
 
 
-def check_resume(config: TrainingConfig, blueprint: Transformer, loader: Loader, start: Start | None) -> None:
-    """Say what --resume goes on from; refuse a checkpoint of another model, of other data or past the end."""
+def check_resume(
+    config: TrainingConfig, blueprint: Transformer, loader: Loader, begun: dict[str, str] | None
+) -> None:
+    """Say what --resume goes on from; refuse a checkpoint of another model, of other data or past the end.
+
+    `begun` is what this run has that checkpoints do not hold: an `origin`.
+    """
     if not config.resume:
         return
     directory = config.output_dir / "checkpoints"
@@ -205,7 +210,7 @@ def check_resume(config: TrainingConfig, blueprint: Transformer, loader: Loader,
     }
     check_fits(whole[-1], tensors, kinds=("model.",))
     state, steps = read_state(whole[-1]), total_steps(config, loader)
-    was, now = state.get("origin") or {}, origin(config, start, blueprint) or {}
+    was, now = state.get("origin") or {}, begun or {}
     for name, words in _ORIGINS.items():
         if was.get(name) != now.get(name):
             raise UserError(

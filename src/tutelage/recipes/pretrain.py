@@ -155,7 +155,7 @@ def run(config: PretrainConfig) -> None:
     sampler = sampler_of(config, tokenizer, None, model_config.max_positions)
     blueprint = start.blueprint(config, model_config) if start else blueprint_of(config, model_config)
     plan(config, blueprint, training, device)
-    check_resume(config, blueprint, training, start)
+    check_resume(config, blueprint, training, origin(config, start, blueprint))
     if config.dry_run:
         return
     directory = open_run(config, "pretrain")
@@ -174,7 +174,7 @@ def run(config: PretrainConfig) -> None:
         head=config.dropout_head,
     )
     objective = NextToken(fp32_logits=config.fp32_logits, compiled=config.compile)
-    watch = Watch(validation, torch.from_numpy(token_bytes(tokenizer)), sampler)
+    watch = Watch(validation, token_bytes=torch.from_numpy(token_bytes(tokenizer)), sampler=sampler)
     begun = origin(config, start, model)
     fitted = fit(config, "pretrain", model, objective, training, watch, directory, origin=begun)
     hand_over(

@@ -12,35 +12,16 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from tutelage.errors import UserError
-from tutelage.model.config import role_embeddings_std
-from tutelage.recipes.training import TrainingConfig
+from tutelage.recipes.tuning import TuningConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SFTConfig(TrainingConfig):
-    # Model and text
-    ckpt_paths: tuple[
-        str, ...
-    ]  # the model to start from: an HF directory, a hub id or a .gguf file; then adapters, merged into it
-    template_config: str | None = (
-        None  # chat template: a built-in name or a YAML file; default: the model's own
-    )
+class SFTConfig(TuningConfig):
+    # Loss
     loss_reduction: Literal["tokens", "sequences"] = (
         "sequences"  # what weighs the same: every token or sample
     )
-    too_long: Literal["truncate", "drop"] = "truncate"  # what happens to conversations over max_seq_len
     allow_unmasked: bool = False  # accept data of which every token, or none, is learned
-    use_role_embeddings: bool = False  # tell the model whose each token is; other programs cannot run it then
-    role_embeddings_init: str = "zeros"  # of their table: zeros, or gaussian:STD drawn by the seed
-
-    def __post_init__(self) -> None:
-        TrainingConfig.__post_init__(self)
-        if not self.ckpt_paths:
-            raise UserError("ckpt_paths names no model")
-        role_embeddings_std(self.role_embeddings_init)
-        if self.role_embeddings_init != "zeros" and not self.use_role_embeddings:
-            raise UserError("role_embeddings_init does nothing without use_role_embeddings")
 
 
 def run(config: SFTConfig) -> None:
@@ -82,7 +63,7 @@ def run(config: SFTConfig) -> None:
     sampler = sampler_of(config, tokenizer, template, model_config.max_positions)
     blueprint = start.blueprint(config, model_config)
     plan(config, blueprint, training, device)
-    check_resume(config, blueprint, training, start)
+    check_resume(config, blueprint, training, origin(config, start, blueprint))
     if config.dry_run:
         return
     directory = open_run(config, "sft")

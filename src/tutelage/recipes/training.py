@@ -14,6 +14,7 @@ from tutelage.recipes.saving_memory import memory_problems
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
     default_warmup: ClassVar[int] = 0
+    unit: ClassVar[str] = "samples"  # what micro_batch_size_per_gpu counts, unpacked
 
     # Data
     train_data_paths: tuple[str, ...]

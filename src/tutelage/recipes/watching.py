@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tutelage import dist
+from tutelage.data.batch import Batch
 from tutelage.data.encode import Encoder
 from tutelage.data.loader import Loader
 from tutelage.errors import UserError
@@ -35,10 +36,19 @@ Sampler = Callable[[Transformer], list[tuple[str, str]]]  # -> prompts and what 
 
 
 @dataclass(slots=True)
+class Beginning:
+    """What a stage takes from the model before any step: a reference, for what comes after."""
+
+    annotate: Callable[[list[Batch]], list[Batch]] = lambda step: step  # gives batches what it says of them
+    gauge: Callable[[Transformer], Metrics] = lambda model: {}  # more to validate: how far the model has gone
+
+
+@dataclass(slots=True)
 class Watch:
     """What to look at beside the loss."""
 
     validation: Loader | None = None
+    likelihood: bool = True  # whether the loss is one of tokens, which has a perplexity
     token_bytes: Tensor | None = (
         None  # (V,) bytes of text a token stands for: validation in bits per byte too
     )
@@ -54,6 +64,7 @@ class Reporter:
     bar: ProgressBar
     writers: Sequence[Writer]
     directory: Path
+    beginning: Beginning
     average: EMA | None
     mfu_per_rate: float  # model FLOPs utilization of a token a second
     last: Metrics = field(default_factory=dict)
@@ -85,12 +96,21 @@ class Reporter:
 
     def _validate(self, trainer: Trainer, validation: Loader) -> Metrics:
         started = time.perf_counter()
-        values = evaluate(trainer.model, trainer.objective, validation, token_bytes=self.watch.token_bytes)
-        bits = f", {values['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in values else ""
-        self.bar.say(
-            f"step {trainer.step}: validation loss {values['loss']:.4f}, "
-            f"perplexity {values['perplexity']:.2f}{bits} ({time.perf_counter() - started:.1f} s)"
+        values = evaluate(
+            trainer.model,
+            trainer.objective,
+            map(self.beginning.annotate, validation),
+            likelihood=self.watch.likelihood,
+            token_bytes=self.watch.token_bytes,
         )
+        values |= self.beginning.gauge(trainer.model)
+        said = [f"validation loss {values['loss']:.4f}"]
+        said += [
+            f"{name.replace('_', ' ')} {value:.{2 if name == 'perplexity' else 4}f}"
+            for name, value in values.items()
+            if name != "loss"
+        ]
+        self.bar.say(f"step {trainer.step}: {', '.join(said)} ({time.perf_counter() - started:.1f} s)")
         return values
 
     def _sample(self, trainer: Trainer, sampler: Sampler) -> None:

@@ -34,12 +34,19 @@ _BAR_WIDTH = 40
 
 
 def preview(
-    store: SampleStore, tokenizer: Tokenizer, *, samples: int, seed: int = 0, console: Console | None = None
+    store: SampleStore,
+    tokenizer: Tokenizer,
+    *,
+    samples: int = 1,
+    chosen: Sequence[int] | None = None,
+    seed: int = 0,
+    console: Console | None = None,
 ) -> None:
-    """Show some documents drawn by chance, and how long all are; on standard error unless told otherwise."""
+    """Show these documents, or some by chance, and how long all are; on standard error unless told."""
     console = console or Console(file=sys.stderr)
-    chosen = np.random.default_rng(seed).permutation(len(store))[:samples]
-    show_samples(store, sorted(chosen.tolist()), tokenizer, console)
+    if chosen is None:
+        chosen = sorted(np.random.default_rng(seed).permutation(len(store))[:samples].tolist())
+    show_samples(store, chosen, tokenizer, console)
     for line in histogram(store.lengths):
         show_line(console, Text(line))
 

@@ -26,9 +26,18 @@ STEADINESS = 0.9  # of the moving average of the rate: a single slow step does n
 class ProgressBar:
     """Shows a run's steps on standard error; without a terminal every `print_freq`-th, as a line."""
 
-    def __init__(self, *, steps: int, done: int = 0, print_freq: int = 1, console: Console | None = None):
+    def __init__(
+        self,
+        *,
+        steps: int,
+        done: int = 0,
+        print_freq: int = 1,
+        title: str = "step",
+        console: Console | None = None,
+    ):
         self.console = console or Console(file=sys.stderr, quiet=dist.rank() > 0)
         self.steps = steps
+        self._title = title
         self.print_freq = max(print_freq, 1)
         self._rate = 0.0  # tokens per second
         self._pace = 0.0  # seconds per step
@@ -42,7 +51,7 @@ class ProgressBar:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("step", total=steps, completed=done, numbers="")
+        self._task = self._bar.add_task(title, total=steps, completed=done, numbers="")
 
     def __enter__(self) -> "ProgressBar":
         self._bar.start()
@@ -72,6 +81,13 @@ class ProgressBar:
             clock = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
             self.say(f"step {step}/{self.steps}  {numbers}  ETA {clock}")
         return {"tokens_per_second": rate, "peak_memory_bytes": float(memory)}
+
+    def advance(self, step: int) -> None:
+        """Show that so many steps are done, of work that has no numbers."""
+        if self.console.is_terminal:
+            self._bar.update(self._task, completed=step)
+        elif step % self.print_freq == 0 and step < self.steps:
+            self.say(f"{self._title} {step}/{self.steps}")
 
     def say(self, text: str) -> None:
         """A line that stays above the bar."""

@@ -61,26 +61,41 @@ class Template:
                 return f"message {number} is a {role} message, for which template {self.name} has no form"
         return None
 
-    def render(self, messages: Messages, *, reply: bool = False) -> Rendered:
-        """The conversation as text; with `reply`, up to where the assistant's next words begin."""
+    def render(self, messages: Messages, *, reply: bool = False, learned_last: int | None = None) -> Rendered:
+        """The conversation as text; with `reply`, up to where the assistant's next words begin.
+
+        Of the assistant's messages those among the last `learned_last` are learned; None: all of them.
+        """
         fault = self.fault(messages, answered=False)
         if fault is None and reply and messages[-1]["role"] not in ("user", "tool"):
             last = with_article(messages[-1]["role"])
             fault = f"a reply is asked for after {last} message; user or tool is wanted"
         if fault is not None:
             raise UserError(f"this conversation cannot be rendered: {fault}")
-        return Rendered(self._pieces(messages, reply))
+        return Rendered(
+            self._pieces(messages, reply, len(messages) if learned_last is None else learned_last)
+        )
 
     def encode(self, messages: Messages, tokenizer: Tokenizer, *, reply: bool = False) -> Encoded:
         """The conversation as tokens, each with its role; learned ones have weight 1."""
         return self.encode_batch([messages], tokenizer, reply=reply)[0]
 
     def encode_batch(
-        self, conversations: Sequence[Messages], tokenizer: Tokenizer, *, reply: bool = False
+        self,
+        conversations: Sequence[Messages],
+        tokenizer: Tokenizer,
+        *,
+        reply: bool = False,
+        learned_last: Sequence[int | None] | None = None,
     ) -> list[Encoded]:
-        """`encode` for each conversation, on all threads of the tokenizers library."""
+        """`encode` for each conversation, on all threads of the tokenizers library; see `render`."""
         self.check(tokenizer)
-        return tokenizer.encode_marked([self.render(each, reply=reply).pieces for each in conversations])
+        lasts = [None] * len(conversations) if learned_last is None else learned_last
+        rendered = [
+            self.render(each, reply=reply, learned_last=last)
+            for each, last in zip(conversations, lasts, strict=True)
+        ]
+        return tokenizer.encode_marked([each.pieces for each in rendered])
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer that lacks control tokens which this template writes."""
@@ -97,7 +112,7 @@ class Template:
         self.check(tokenizer)
         return {tokenizer.control[token] for token in self.stop}
 
-    def _pieces(self, messages: Messages, reply: bool) -> list[Piece]:
+    def _pieces(self, messages: Messages, reply: bool, learned_last: int) -> list[Piece]:
         pieces = list(self.file.bos)
         messages = self._with_default_system(messages)
         system = None
@@ -109,7 +124,9 @@ class Template:
             first = place == 0 or roles[place - 1] != roles[place]
             last = place == len(roles) - 1 or roles[place + 1] != roles[place]
             opening = system if place == last_user else None
-            pieces += self._turn(message, first=first, last=last, system=opening)
+            turn = self._turn(message, first=first, last=last, system=opening)
+            kept = len(messages) - place <= learned_last
+            pieces += turn if kept else [piece._replace(learned=False) for piece in turn]
         return pieces + list(self.file.reply) if reply else pieces
 
     def _turn(self, message: dict[str, str], *, first: bool, last: bool, system: str | None) -> list[Piece]:

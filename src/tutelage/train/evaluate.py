@@ -11,13 +11,21 @@ from tutelage import dist
 from tutelage.data.batch import Batch
 from tutelage.objectives.base import Objective
 from tutelage.train.parallel import reshard
+from tutelage.train.trainer import COUNT, means
 
 
 @torch.no_grad()
 def evaluate(
-    model: Any, objective: Objective, steps: Iterable[list[Batch]], *, token_bytes: Tensor | None = None
+    model: Any,
+    objective: Objective,
+    steps: Iterable[list[Batch]],
+    *,
+    likelihood: bool = True,
+    token_bytes: Tensor | None = None,
 ) -> dict[str, float]:
     """Loss (nats), perplexity and the objective's metrics over every batch; the model's mode is put back.
+
+    A loss that is no `likelihood` of tokens has no perplexity.
 
     With `token_bytes` (V,), the bytes of text a token stands for, also the bits per byte of what is learned,
     which compares models whatever their vocabularies.
@@ -29,6 +37,7 @@ def evaluate(
     for batch in (batch for step in steps for batch in step):
         loss = objective(model, batch.to(device))
         parts = {"loss": loss.total, "weight": loss.weight, **loss.metrics}
+        parts |= {f"{COUNT}{name}": count for name, count in loss.counts.items()}
         if token_bytes is not None:
             parts["bytes"] = (token_bytes[batch.targets] * (batch.weights > 0)).sum().to(device)
         for name, value in parts.items():
@@ -39,6 +48,9 @@ def evaluate(
     totals = dict(zip(sums, reduced, strict=True))
     weight = totals.pop("weight") or 1.0
     n_bytes, nats = totals.pop("bytes", 0.0), totals["loss"]
-    means = {name: value / weight for name, value in totals.items()}
-    bits = {"bits_per_byte": nats / math.log(2) / n_bytes} if n_bytes else {}
-    return {**means, "perplexity": math.exp(min(means["loss"], 700.0)), **bits}
+    values = means(totals, weight)
+    if likelihood:
+        values["perplexity"] = math.exp(min(values["loss"], 700.0))
+    if n_bytes:
+        values["bits_per_byte"] = nats / math.log(2) / n_bytes
+    return values

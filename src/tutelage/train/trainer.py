@@ -5,7 +5,7 @@ Closed: it takes built objects, never configs; nobody subclasses it; a new need 
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,6 +23,7 @@ from tutelage.train.release import GradientRelease
 
 Metrics = dict[str, float]
 Hook = Callable[["Trainer", Metrics], None]
+COUNT = "count of "  # before the name of a metric: what it is divided by
 Schedule = Callable[[int], float]  # step, from 0 -> factor of the learning rate
 
 
@@ -30,6 +31,17 @@ class NonFiniteLossError(ArithmeticError):
     """A step's loss or gradient is not a number; raised before it touches a weight."""
 
     spoiled = False  # unless gradients were released: those that are no numbers have moved their weights
+
+
+def means(sums: Mapping[str, float], weight: float) -> Metrics:
+    """Summed metrics, each divided by its count or by the weight; one that counted nothing is left out."""
+    counts = {name.removeprefix(COUNT): value for name, value in sums.items() if name.startswith(COUNT)}
+    values = {name: value for name, value in sums.items() if not name.startswith(COUNT)}
+    return {
+        name: value / (counts.get(name, weight) or 1.0)
+        for name, value in values.items()
+        if counts.get(name, 1.0)
+    }
 
 
 def every(n: int, hook: Hook) -> Hook:
@@ -115,7 +127,7 @@ class Trainer:
             report |= {"loss_scale": self.scale.value * (weight or 1.0), "left_out": float(left_out) * weight}
             norm_value = 0.0 if left_out else norm_value
         counts = {name: report.pop(name) for name in ("tokens", "learned")}
-        objective = {name: value / (weight or 1.0) for name, value in report.items()}
+        objective = means(report, weight)
         lr = self.optimizer.param_groups[0]["lr"]
         return {"loss": loss, "lr": lr, "grad_norm": norm_value, **counts, **objective}
 
@@ -139,6 +151,7 @@ class Trainer:
             (loss.total * self.scale.value if self.scale else loss.total).backward()
             counts = {"tokens": (batch.docs >= 0).sum(), "learned": (batch.weights != 0).sum()}
             parts = {"total": loss.total.detach(), "weight": loss.weight, **counts, **loss.metrics}
+            parts |= {f"{COUNT}{name}": count for name, count in loss.counts.items()}
             for name, value in parts.items():
                 sums[name] = (
                     sums.get(name, 0.0) + value.detach().double()

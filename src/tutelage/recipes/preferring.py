@@ -1,0 +1,199 @@
+"""What the stages share that learn which answers are better: their settings, their data, the run itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+from tutelage.errors import UserError
+from tutelage.recipes.tuning import TuningConfig
+
+if TYPE_CHECKING:
+    from tutelage.data.groups import Comparisons
+    from tutelage.data.loader import Loader
+    from tutelage.objectives.base import Objective
+    from tutelage.recipes.reference import HeldTo
+    from tutelage.text.template import Template
+    from tutelage.text.tokenizer import Tokenizer
+
+SHARED_WORTH_TELLING = 0.15  # of all positions, that sharing prompts would save
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreferenceConfig(TuningConfig):
+    unit: ClassVar[str] = "prompts with their answers"
+
+    # Data
+    train_data_paths: tuple[str, ...]
+    """jsonl:FILE, local:DIR, hub ids with prompt, chosen, rejected; chosen, rejected; or prompt, answers"""
+    share_prompt: bool = False  # compute what the answers to a prompt begin with once for all of them
+
+
+@dataclass(slots=True)
+class Data:
+    """One data set of comparisons, and how to load it."""
+
+    groups: Comparisons
+    config: PreferenceConfig
+    alone: bool  # whether answers count one by one
+
+    def loader(self, *, training: bool) -> Loader:
+        """Its steps, endless and shuffled for training; else once, in order."""
+        from tutelage import dist
+        from tutelage.data.loader import Loader
+        from tutelage.data.ranked import collate_ranked, collate_with_strays
+
+        config = self.config
+        return Loader(
+            self.groups,
+            length=max(config.max_seq_len, int(self.groups.positions.max())),
+            rows=config.micro_batch_size_per_gpu,
+            accumulate=config.gradient_accum_steps if training else 1,
+            packed=config.pack_samples,
+            seed=config.seed,
+            rank=dist.rank(),
+            world=dist.world_size(),
+            shuffle=training,
+            workers=config.num_loader_workers if training else 0,
+            epochs=None if training else 1,
+            lay=partial(collate_with_strays, self.groups) if self.alone else collate_ranked,
+        )
+
+
+def comparisons(
+    config: PreferenceConfig,
+    tokenizer: Tokenizer,
+    template: Template,
+    *,
+    scored: bool = False,
+    alone: bool = False,
+) -> tuple[Data, Data | None]:
+    """The training data and, if there is any, the held-out data, counted aloud and one of it shown.
+
+    With `scored` answers are judged by their last token; with `alone` they count one by one, and a record may
+    have a single one.
+    """
+    from tutelage import dist
+    from tutelage.data.dataset import prepare
+    from tutelage.data.groups import Comparisons
+    from tutelage.data.saved import as_files
+    from tutelage.recipes.preparing import say
+
+    def read(paths: Sequence[str], amounts: Sequence[float], split: str, first: int = 0) -> Data:
+        splits = config.train_data_splits if split == "train" else config.val_data_splits
+        store = prepare(
+            as_files(paths, splits, cache_dir=config.cache_dir, log=say, flag=f"--{split}_data_splits"),
+            num_samples=amounts,
+            template=template,
+            tokenizer=tokenizer,
+            max_seq_len=config.max_seq_len,
+            too_long=config.too_long,
+            max_cut_percent=config.max_cut_percent,
+            skip_bad_rows=config.skip_bad_rows,
+            allow_unmasked=False,
+            workers=config.num_data_workers,
+            cache_dir=config.cache_dir,
+            log=say,
+            split=split,
+            ranked=True,
+        )
+        groups = Comparisons(store, share_prompt=config.share_prompt, scored=scored, first=first)
+        if not alone and (lonely := groups.sizes == 1).any():
+            raise UserError(
+                f"{groups.id(int(lonely.argmax()))} has one answer and a label, and nothing to compare it "
+                "with; that is for `tutelage dpo --loss kto`"
+            )
+        say(f"{split} data: {len(groups):,} prompts, {groups.n_answers:,} answers")
+        return Data(groups, config, alone)
+
+    training = dist.rank_zero_first(lambda: read(config.train_data_paths, config.train_num_samples, "train"))
+    _show_one(config, training.groups, tokenizer)
+    if not config.share_prompt and (saved := training.groups.shared) > SHARED_WORTH_TELLING:
+        say(f"note: {saved:.0%} of the positions are prompts that answers share: --share_prompt saves them")
+    if not config.val_data_paths:
+        return training, None
+    first = training.groups.n_numbers
+    held_out = dist.rank_zero_first(lambda: read(config.val_data_paths, config.val_num_samples, "val", first))
+    return training, held_out
+
+
+def _show_one(config: PreferenceConfig, groups: Comparisons, tokenizer: Tokenizer) -> None:
+    from tutelage import dist
+
+    if config.no_visualize_dataset or dist.rank():
+        return
+    from tutelage.report.inspect import preview
+
+    preview(groups.store, tokenizer, chosen=groups.answers_of(config.seed % len(groups)))
+
+
+def prefer(
+    config: PreferenceConfig,
+    stage: str,
+    objective: Objective,
+    *,
+    reference: HeldTo | None,
+    alone: bool = False,
+) -> None:
+    """Check everything, load, train, export. With a `reference` batches say what it makes of answers."""
+    from tutelage.recipes.adapting import origin, start_of
+    from tutelage.recipes.fitting import building_device, device_of, fit
+    from tutelage.recipes.handing_over import hand_over
+    from tutelage.recipes.preparing import check_model, check_resume, plan, say, text_of, with_roles
+    from tutelage.recipes.reference import beginning_of, start_of_reference
+    from tutelage.recipes.run_directory import check_place, open_run
+    from tutelage.recipes.watching import Watch, sampler_of
+
+    device = device_of(config)
+    check_place(config)
+    start = start_of(config, config.ckpt_paths)
+    model_config = start.shape()
+    tokenizer, template = text_of(start.text, config.template_config)
+    check_model(start.base, model_config, tokenizer)
+    model_config = with_roles(
+        model_config,
+        use=config.use_role_embeddings,
+        init=config.role_embeddings_init,
+        frozen=config.lora,
+    )
+    training, held_out = comparisons(config, tokenizer, template, alone=alone)
+    loader = training.loader(training=True)
+    if loader.deepest > model_config.max_positions:
+        say(
+            f"the longest answer with its prompt has {loader.deepest:,} positions and the model was made for "
+            f"{model_config.max_positions:,}: its config will say {loader.deepest:,}"
+        )
+        model_config = dataclasses.replace(model_config, max_positions=loader.deepest)
+    sampler = sampler_of(config, tokenizer, template, model_config.max_positions)
+    blueprint = start.blueprint(config, model_config)
+    plan(config, blueprint, loader, device)
+    if config.lr == PreferenceConfig.__dataclass_fields__["lr"].default and not config.lora:
+        say(
+            f"note: preferences usually want a tenth of --lr {config.lr:g} or less; whole models 5e-7 to 5e-6"
+        )
+    begun = origin(config, start, blueprint) or {}
+    if reference:
+        begun["reference"] = start_of_reference(config, reference).fingerprint
+    check_resume(config, blueprint, loader, begun)
+    if config.dry_run:
+        return
+    directory = open_run(config, stage)
+    model = start.load(config, model_config, building_device(device))
+    watch = Watch(held_out and held_out.loader(training=False), likelihood=False, sampler=sampler)
+    begin = beginning_of(config, training, held_out, device, reference=reference)
+    fitted = fit(config, stage, model, objective, loader, watch, directory, origin=begun, begin=begin)
+    stops = tuple(sorted({*template.stop_ids(tokenizer), *model_config.eos}))
+    hand_over(
+        fitted,
+        model,
+        dataclasses.replace(model_config, eos=stops),
+        directory,
+        config,
+        stage=stage,
+        start=start,
+        tokenizer=tokenizer,
+        template=template,
+    )

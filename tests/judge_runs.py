@@ -56,7 +56,7 @@ def judge(made: Material, out: Path, **settings: Any) -> Path:
     )
     blueprint, device = start.blueprint(config, shape), torch.device("cpu")
     plan(config, blueprint, training, device)
-    check_resume(config, blueprint, training, start)
+    check_resume(config, blueprint, training, origin(config, start, blueprint))
     directory = open_run(config, "sft")
     model = start.load(config, shape, device)
     fitted = fit(

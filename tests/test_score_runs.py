@@ -10,6 +10,7 @@ from parallel_runs import HERE, ended, torchrun
 from safetensors.torch import load_file, save_file
 from score_models import as_judge, loaded, our_score, their_score
 from tiny_data import TEMPLATE, TOKENIZER, chat
+from tiny_pairs import prefer
 from tiny_runs import differences, dying, leavings, material, refused, run
 
 from tutelage.checkpoint.hf import load_config, load_model
@@ -118,6 +119,8 @@ def test_what_writes_text_refuses_a_judge_in_words(made, tmp_path):
         made.sft(tmp_path / "sft", ckpt_paths=out),
         ["pretrain", "--ckpt_paths", out, "--train_data_paths", f"text:{made.place / 'text.txt'}", *there],
         made.pretrain(tmp_path / "pretrain", model=out / "model"),
+        prefer(made, tmp_path / "dpo", "dpo", ref_ckpt_paths=out),
+        prefer(made, tmp_path / "simpo", "simpo", ckpt_paths=out),
         ["plan", "sft", "--ckpt_paths", out, "--device_name", "cpu"],
     ):
         assert wanted in refused(run(*words)), words

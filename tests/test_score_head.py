@@ -18,6 +18,7 @@ from tutelage.text.pieces import Encoded
 from tutelage.train.export import export
 from tutelage.train.flops import flops_per_token
 from tutelage.train.freezing import Freezing, freeze_
+from tutelage.train.optim import by_muon
 
 FAMILIES = ["llama", "llama tied", "llama 3.1", "qwen2", "qwen2 window", "mistral window"]
 ROWS = [row[:n] for row, n in zip(random_tokens(3, 14).tolist(), (14, 5, 9), strict=True)]
@@ -120,6 +121,7 @@ def test_every_count_is_that_of_the_weights(name):
         freeze_(model, Freezing(parts=parts))
         assert {key for key, p in model.named_parameters() if p.requires_grad} == expected
     freeze_(model, Freezing(parts="blocks"))
+    assert not by_muon("score.weight", model.head_weight)
     assert not model.head_weight.requires_grad and not model.model.embed_tokens.weight.requires_grad
 
 

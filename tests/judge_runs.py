@@ -37,16 +37,21 @@ class Even:
         return Loss(total, batch.weights.sum(), {"loss": total.detach()})
 
 
-def judge(made: Material, out: Path, **settings: Any) -> Path:
-    """A whole run, as `sft` composes one, of a model with a score head."""
+def settings_of(made: Material, out: Path, **settings: Any) -> SFTConfig:
+    """Those of a run of four steps in float32, and what `settings` change."""
     chosen: dict[str, Any] = {"ckpt_paths": (str(made.model),), "train_steps": 4, "lr": 1e-2} | settings
-    config = SFTConfig(
+    return SFTConfig(
         output_dir=out,
         train_data_paths=(made.chats,),
         cache_dir=made.place / "cache",
         **{"precision": "fp32", "max_seq_len": 64, "save_freq": 2, "device": "cpu"} | chosen,
         no_visualize_dataset=True,
     )
+
+
+def judge(made: Material, out: Path, **settings: Any) -> Path:
+    """A whole run, as `sft` composes one, of a model with a score head."""
+    config = settings_of(made, out, **settings)
     start = start_of(config, config.ckpt_paths)
     shape = with_score_head(start.shape())
     tokenizer, template = text_of(start.text, "chatml")

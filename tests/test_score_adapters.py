@@ -13,7 +13,7 @@ from tiny_runs import base_model, run
 from transformers import AutoModelForSequenceClassification
 
 from tutelage.checkpoint.adapter import attach_
-from tutelage.checkpoint.hf import config_of, load_config, load_model, save_model
+from tutelage.checkpoint.hf import config_of, fingerprint_of, load_config, load_model, save_model
 from tutelage.checkpoint.peft import read_peft
 from tutelage.checkpoint.torchllms_lora import write_torchllms
 from tutelage.model.adapters import LoRASettings, add_lora_, targets_of
@@ -64,6 +64,8 @@ def test_we_put_pefts_adapter_on_a_language_model_and_score_alike(name, tmp_path
     merged = load_model(base, adapters=[directory])
     assert merged.config.head == "score" and merged.lm_head is None
     torch.testing.assert_close(our_score(merged, ROWS), expected, atol=1e-5, rtol=1e-5)
+    save_model(merged, merged.config, tmp_path / "merged", dtype=torch.float32)
+    assert fingerprint_of(base, [directory]) == fingerprint_of(tmp_path / "merged")
     beside = load_model(base)
     put_on_(beside, read_peft(directory))
     torch.testing.assert_close(our_score(beside, ROWS), expected, atol=1e-5, rtol=1e-5)

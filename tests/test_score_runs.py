@@ -5,7 +5,7 @@ import json
 import peft
 import pytest
 import torch
-from judge_runs import judge
+from judge_runs import judge, settings_of
 from parallel_runs import HERE, ended, torchrun
 from safetensors.torch import load_file, save_file
 from score_models import as_judge, loaded, our_score, their_score
@@ -15,6 +15,9 @@ from tiny_runs import differences, dying, leavings, material, refused, run
 
 from tutelage.checkpoint.hf import load_config, load_model
 from tutelage.checkpoint.tokenizer import load_tokenizer
+from tutelage.model.score import with_score_head
+from tutelage.model.transformer import give_score_head_
+from tutelage.recipes.adapting import start_of
 from tutelage.recipes.chain import chain_of, load_chain
 
 ROWS = [each.tokens for each in TEMPLATE.encode_batch([chat("q 1", "yes!"), chat("x", "")], TOKENIZER)]
@@ -45,6 +48,17 @@ def test_a_judge_is_trained_further_with_its_own_head(made, tmp_path):
     torch.testing.assert_close(
         our_score(load_model(second / "model"), ROWS), our_score(load_model(first / "model"), ROWS)
     )
+
+
+def test_a_fresh_head_is_not_rounded_under_a_model_that_is(made, tmp_path):
+    """Trained beside adapters in bfloat16 it has a float32 master, and that begins as it was drawn."""
+    config = settings_of(made, tmp_path / "out", lora=True, precision="bf16", seed=7)
+    start = start_of(config, config.ckpt_paths)
+    model = start.load(config, with_score_head(start.shape()), torch.device("cpu"))
+    drawn = load_model(made.model)
+    give_score_head_(drawn, seed=7)
+    assert model.head_weight.dtype == torch.float32 and torch.equal(model.head_weight, drawn.head_weight)
+    assert model.model.embed_tokens.weight.dtype == torch.bfloat16
 
 
 KINDS = {

@@ -194,8 +194,8 @@ def test_names_that_lead_nowhere_are_refused_in_plain_words(tmp_path, monkeypatc
     )
     (tmp_path / "model.pth").write_bytes(b"")
     assert refusal(load_config, tmp_path / "model.pth") == (
-        f"{tmp_path}/model.pth is a file, but no .gguf, nor llama2.c's .bin or .pt; "
-        "give the directory with config.json and the weights"
+        f"{tmp_path}/model.pth is a file, but no .gguf, nor llama2.c's .bin or .pt, nor a .pth beside "
+        "params.json; give the directory with config.json and the weights"
     )
 
 

@@ -20,6 +20,8 @@ from tutelage.model.config import ModelConfig
 from tutelage.model.lora import Kind, LoRALayer
 from tutelage.model.quantize import QuantizedLinear
 from tutelage.model.roles import PARAMETER as ROLES
+from tutelage.model.score import PARAMETER as SCORE
+from tutelage.model.score import with_score_head
 from tutelage.model.transformer import Transformer
 
 _KIND = "2:"  # of fingerprint: those taken in another way cannot be compared
@@ -100,7 +102,7 @@ def same(one: StoredAdapter, other: StoredAdapter | None) -> bool:
 
 def attach_(model: Transformer, stored: StoredAdapter, name: str = DEFAULT) -> None:
     """Put an adapter on the model as its active one, to be trained further, and freeze everything else."""
-    if model.lm_head is None:
+    if model.head is model.model.embed_tokens:
         together = for_tied(stored)
         if together is None:
             raise UserError(
@@ -171,13 +173,17 @@ class Merged:
         self._source = source
         self._low = {f"{layer}.weight": low for layer, low in stored.layers.items()}
         self._full = stored.full
-        self._head_is_embedding = not tied and HEAD not in self.shapes  # the stored one, without its change
-        if self._head_is_embedding:
+        scores = SCORE in {*self.shapes, *self._full}
+        # The stored one, without its change.
+        self._head_is_embedding = not (tied or scores or HEAD in self.shapes)
+        if scores:
+            self.shapes.pop(HEAD, None)
+        elif self._head_is_embedding:
             self.shapes[HEAD] = self.shapes[EMBEDDING]
         elif tied and EMBEDDING in {*self._low, *self._full}:
             self.shapes.pop(HEAD, None)  # a copy of what the embedding was
-        if ROLES in stored.full:
-            self.shapes[ROLES] = tuple(stored.full[ROLES].shape)
+        for name in {ROLES, SCORE} & {*stored.full}:
+            self.shapes[name] = tuple(stored.full[name].shape)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start..stop of the tensor `name`, as the adapter makes them, float32 where it changes them."""
@@ -206,15 +212,21 @@ def merged(
     """The model that an adapter makes of another, or of what quantization makes of that. Refused: layers that
     do not fit, and, unless `force`d, a model that is not the one it was trained on.
     """
+    base, config = config, shape_with(config, stored)
     if config.tied:
         together = for_tied(stored)
         config, stored = (replace(config, tied=False), stored) if together is None else (config, together)
-    if ROLES in stored.full and not config.role_embeddings:
-        config = replace(config, role_embeddings=True)
     check_fits(config, stored)
     if stored.fingerprint and not force:
-        check_trained_on(stored, fingerprint(config, source), source.where)
+        check_trained_on(stored, fingerprint(base, source), source.where)
     return config, Merged(Rounded(source, trained_on) if trained_on else source, stored, tied=config.tied)
+
+
+def shape_with(config: ModelConfig, stored: StoredAdapter) -> ModelConfig:
+    """The shape of a model with the adapter, which may bring a score head and role embeddings."""
+    if SCORE in stored.full and config.head != "score":
+        config = with_score_head(config)
+    return replace(config, role_embeddings=config.role_embeddings or ROLES in stored.full)
 
 
 def check_trained_on(stored: StoredAdapter, found: str, where: str, *, force: bool = False) -> None:

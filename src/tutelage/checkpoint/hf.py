@@ -18,6 +18,7 @@ from torch import Tensor
 from tutelage.checkpoint.adapter import StoredAdapter, fingerprint, merged
 from tutelage.checkpoint.gguf import GGUFSource, gguf_config
 from tutelage.checkpoint.hub import local_path
+from tutelage.checkpoint.instructllama import InstructLlamaSource, find_instructllama
 from tutelage.checkpoint.json_file import read_object
 from tutelage.checkpoint.llama2c import Llama2cSource, find_llama2c
 from tutelage.checkpoint.note import read_note
@@ -38,6 +39,8 @@ def load_config(path: str | Path) -> ModelConfig:
     path = local_path(path)
     if found := find_llama2c(path):
         return Llama2cSource(found).config
+    if found := find_instructllama(path):
+        return InstructLlamaSource(found).config
     if gguf := find_gguf(path):
         return gguf_config(gguf)
     return _config_of_directory(path)
@@ -127,6 +130,9 @@ def _open(
 def _open_base(path: Path) -> tuple[ModelConfig, Source]:
     if found := find_llama2c(path):
         source = Llama2cSource(found)
+        config = source.config
+    elif found := find_instructllama(path):
+        source = InstructLlamaSource(found)
         config = source.config
     elif gguf := find_gguf(path):
         config, source = gguf_config(gguf), GGUFSource(gguf)

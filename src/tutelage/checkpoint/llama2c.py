@@ -225,6 +225,8 @@ def refuse_other_arithmetic(config: ModelConfig) -> None:
     ]
     if config.windows and any(window and window < config.max_positions for window in config.windows):
         problems.append("attention has a sliding window, it has none")
+    if config.head == "score":
+        problems.append("it has a score head, and that program writes text")
     if config.role_embeddings:
         problems.append("what is added to a token depends on whose it is, it has no role embeddings")
     if problems:

@@ -25,11 +25,12 @@ class Note:
     eos: tuple[int, ...] | None = None  # for the config of a model with it merged
     max_positions: int | None = None
     rounding: Rounding | None = None  # how that model was quantized
+    pad: int | None = None  # of a score head's: what its end is found by
 
     def write(self, directory: Path) -> None:
         """Put it beside the adapter."""
         values: dict[str, Any] = {"adapters": list(self.adapters)}
-        values |= {"eos": self.eos and list(self.eos), "max_positions": self.max_positions}
+        values |= {"eos": self.eos and list(self.eos), "max_positions": self.max_positions, "pad": self.pad}
         if self.rounding is not None:
             dtype = str(self.rounding.dtype).removeprefix("torch.")
             values["quant"] = {**asdict(self.rounding.quantization), "dtype": dtype}
@@ -39,7 +40,8 @@ class Note:
 
 def note_of(shape: ModelConfig, before: Sequence[Path], rounding: Rounding | None) -> Note:
     """What to note with an adapter of a model of this shape."""
-    return Note(tuple(str(path.resolve()) for path in before), shape.eos, shape.max_positions, rounding)
+    names, pad = tuple(str(path.resolve()) for path in before), shape.pad if shape.head == "score" else None
+    return Note(names, shape.eos, shape.max_positions, rounding, pad)
 
 
 def read_note(adapter: Path) -> Note:
@@ -54,6 +56,12 @@ def read_note(adapter: Path) -> Note:
             quantization = Quantization(kind=quant["kind"], double=quant["double"])
             quant = Rounding(quantization, getattr(torch, quant["dtype"]))
         adapters = tuple(map(str, values.get("adapters", [])))
-        return Note(adapters, None if eos is None else tuple(eos), values.get("max_positions"), quant or None)
+        return Note(
+            adapters,
+            None if eos is None else tuple(eos),
+            values.get("max_positions"),
+            quant or None,
+            values.get("pad"),
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); remove it, or copy it from the run anew") from error

@@ -166,7 +166,7 @@ def _config(stored: StoredAdapter, model: ModelConfig, base: str) -> dict[str, A
     both = model.tied and (_EMBEDDING in stored.layers or _EMBEDDING in beside)
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if model.head == "lm" else "SEQ_CLS",
         "base_model_name_or_path": base,
         "inference_mode": True,
         "r": rank,

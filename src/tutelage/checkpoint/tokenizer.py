@@ -23,8 +23,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return Tokenizer.of_sentencepiece(path)
     if path.suffix == ".bin" and is_tokenizer_bin(path):
         return read_tokenizer_bin(path)
-    if path.suffix in (".bin", ".pt"):
-        path = path.parent  # llama2.c keeps its tokenizer beside the model
+    if path.suffix in (".bin", ".pt", ".pth"):
+        path = path.parent  # llama2.c and InstructLLaMA keep their tokenizers beside the model
     others = ("tokenizer.json", "tokenizer.model")
     if (path / "tokenizer.bin").exists() and not any((path / name).exists() for name in others):
         return read_tokenizer_bin(path / "tokenizer.bin")
@@ -40,7 +40,7 @@ def find_gguf(path: Path) -> Path | None:
         if path.suffix == ".gguf":
             return path
         raise UserError(
-            f"{path} is a file, but no .gguf, nor llama2.c's .bin or .pt; "
+            f"{path} is a file, but no .gguf, nor llama2.c's .bin or .pt, nor a .pth beside params.json; "
             "give the directory with config.json and the weights"
         )
     found = sorted(path.glob("*.gguf"))

@@ -19,6 +19,7 @@ from tutelage.checkpoint.rotary import halves_to_pairs, pairs_to_halves
 from tutelage.checkpoint.tensor_pickle import read_tensors
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
+from tutelage.model.score import PARAMETER as SCORE
 
 ARGS = "lora_args.json"
 _OURS_TO_META = {ours: meta for meta, ours in META_NAMES.items()}
@@ -88,6 +89,8 @@ def _args(where: Path) -> dict[str, Any]:
 
 def write_torchllms(stored: StoredAdapter, path: Path, config: ModelConfig) -> None:
     """Write the adapter to `path`, a .pth, with lora_args.json beside it; one rank and scale, and no DoRA."""
+    if SCORE in stored.full:
+        raise UserError(f"{stored.where} has a score head, and torchllms knows none; PEFT does")
     ranks = {len(low.a) for low in stored.layers.values()}
     scales = {low.scale for low in stored.layers.values()}
     if (

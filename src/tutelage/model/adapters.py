@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from tutelage.errors import UserError
 from tutelage.model.lora import Kind, LoRAEmbedding, LoRALayer, LoRALinear, LoRAQuantizedLinear
 from tutelage.model.quantize import QuantizedLinear
+from tutelage.model.score import LAYER as SCORE
 from tutelage.model.transformer import Transformer
 
 DEFAULT = "default"  # the adapter that training makes, as PEFT calls it
@@ -65,7 +66,8 @@ ADAPTED: dict[type, type] = {
 
 def targets_of(model: Transformer, settings: LoRASettings, *, without: Iterable[str] = ()) -> list[str]:
     """The names of the layers that get an adapter, in the model's order."""
-    layers = {name: m for name, m in model.named_modules() if _adaptable(m)}
+    # One row has no low rank: a score head is trained in full.
+    layers = {name: m for name, m in model.named_modules() if _adaptable(m) and name != SCORE}
     chosen = set()
     for pattern in settings.targets:
         try:
@@ -84,6 +86,8 @@ def targets_of(model: Transformer, settings: LoRASettings, *, without: Iterable[
     if settings.embedding:
         chosen.add(EMBEDDING)
     if settings.head:
+        if model.score is not None:
+            raise UserError("lora_head: the model's head is a score, trained in full beside the adapters")
         chosen.add(HEAD if HEAD in layers else EMBEDDING)  # tied, they are one matrix
     chosen -= set(without)
     for flag, pairs in (("lora_rank_pattern", settings.ranks), ("lora_alpha_pattern", settings.alphas)):

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tutelage.errors import UserError
 
@@ -42,7 +42,8 @@ class ModelConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None  # only type llama3, in HF's words
-    tied: bool = False  # the head is the embedding
+    head: Literal["lm", "score"] = "lm"  # score: one number a position, of reward and value models
+    tied: bool = False  # the head is the embedding; a score head never is
     qkv_bias: bool = False  # Qwen 2.5
     windows: tuple[int | None, ...] | None = None  # sliding window of every layer; None: none has one
     role_embeddings: bool = False  # of whose token it is, added to the token's own
@@ -67,6 +68,12 @@ class ModelConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; a model needs at least 1")
         assert self.windows is None or len(self.windows) == self.n_layers
+        assert not (self.tied and self.head == "score")
+
+    @property
+    def n_outputs(self) -> int:
+        """What the head gives a position: a logit for every token, or one score."""
+        return self.vocab_size if self.head == "lm" else 1
 
     @property
     def n_parameters(self) -> int:
@@ -74,7 +81,7 @@ class ModelConfig:
         queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         attention = self.dim * (2 * queries + 2 * keys) + (queries + 2 * keys) * self.qkv_bias
         layer = attention + 3 * self.dim * self.ffn_dim + 2 * self.dim
-        embeddings = self.vocab_size * self.dim * (1 if self.tied else 2)
+        embeddings = (self.vocab_size + (0 if self.tied else self.n_outputs)) * self.dim
         embeddings += N_ROLES * self.dim * self.role_embeddings
         return embeddings + self.n_layers * layer + self.dim
 
@@ -96,6 +103,7 @@ class ModelConfig:
             raise UserError(f"{where}: the keys {', '.join(missing)} are missing")
         n_heads, dim = values["num_attention_heads"], values["hidden_size"]
         theta, scaling = _rope(values, where)
+        head = _head(values, where)
         eos = values.get("eos_token_id")
         return cls(
             vocab_size=values["vocab_size"],
@@ -109,7 +117,8 @@ class ModelConfig:
             norm_eps=values.get("rms_norm_eps", 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
-            tied=values.get("tie_word_embeddings", False),
+            head=head,
+            tied=head == "lm" and values.get("tie_word_embeddings", False),
             qkv_bias=family == "qwen2",
             windows=_windows(values),
             role_embeddings=bool(values.get("use_role_embeddings")),
@@ -125,7 +134,7 @@ class ModelConfig:
         """The `config.json` that transformers, vLLM and llama.cpp read; rotary settings in both spellings."""
         eos = list(self.eos) if len(self.eos) != 1 else self.eos[0]
         values: dict[str, Any] = {
-            "architectures": [ARCHITECTURES[self.family]],
+            "architectures": [ARCHITECTURES[self.family]] if self.head == "lm" else [_scoring(self.family)],
             "model_type": self.family,
             "vocab_size": self.vocab_size,
             "hidden_size": self.dim,
@@ -153,6 +162,8 @@ class ModelConfig:
             "dtype": self.dtype,
             "torch_dtype": self.dtype,
         }
+        if self.head == "score":
+            values |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
         if self.role_embeddings:
             values |= {"use_role_embeddings": True, "role_embeddings_init": self.role_embeddings_init}
         if self.family == "llama":
@@ -184,6 +195,26 @@ def role_embeddings_std(init: str) -> float:
 
 
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+def _scoring(family: str) -> str:
+    return ARCHITECTURES[family].replace("ForCausalLM", _SCORING)
+
+
+_SCORING = "ForSequenceClassification"
+
+
+def _head(values: dict[str, Any], where: str) -> Literal["lm", "score"]:
+    """Which head the architecture has; one of more than one label is refused."""
+    if not any(str(name).endswith(_SCORING) for name in values.get("architectures") or []):
+        return "lm"
+    key = "id2label" if "id2label" in values else "num_labels"
+    labels = len(values[key]) if key == "id2label" else values.get(key, 2)  # transformers' default
+    if labels != 1:
+        raise UserError(
+            f"{where}: {key} makes {labels} labels of a text; supported is 1, the score of a reward model"
+        )
+    return "score"
 
 
 def _rope(values: dict[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:

@@ -13,6 +13,7 @@ from tutelage.model.transformer import Transformer
 
 def untie_(model: Transformer) -> None:
     """Give a tied model a head of its own, a copy of the embedding."""
+    assert model.config.tied
     weight = model.model.embed_tokens.weight
     model.lm_head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     model.lm_head.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)

@@ -16,6 +16,7 @@ from tutelage.model.cache import KVCache
 from tutelage.model.config import ModelConfig
 from tutelage.model.roles import RoleEmbeddings, initialise_roles_
 from tutelage.model.rope import frequencies, rotate, rotation
+from tutelage.model.score import initialise_score_, with_score_head
 
 
 class RMSNorm(nn.Module):
@@ -111,7 +112,9 @@ class Transformer(nn.Module):
         self.attention_dropout = 0.0  # in training, as everywhere here; set_dropout sets all four
         self.model = Decoder(config)
         self.dropout = nn.Dropout(0.0)  # of the final hidden states, before a head
-        self.lm_head = None if config.tied else nn.Linear(config.dim, config.vocab_size, bias=False)
+        plain = config.head == "lm" and not config.tied
+        self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False) if plain else None
+        self.score = nn.Linear(config.dim, 1, bias=False) if config.head == "score" else None
         # Not a buffer: a model built on the meta device must not lose it, and no file holds it.
         with torch.device("cpu"):
             self._frequencies = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
@@ -154,13 +157,23 @@ class Transformer(nn.Module):
         return self.dropout(self.model.norm(x))
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V), float32"""
+        """(..., D) -> (..., V), float32; of a score head (..., 1)"""
         return F.linear(hidden, self.head_weight).float()
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (...,), float32 in float32 arithmetic: what the score head gives."""
+        assert self.score is not None
+        return F.linear(hidden.float(), self.head_weight.float()).squeeze(-1)
+
+    @property
+    def head(self) -> nn.Linear | nn.Embedding:
+        """The layer whose weight turns hidden states into logits or scores: tied, the embedding."""
+        return self.score or self.lm_head or self.model.embed_tokens
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, D): the head's, or the embedding's where they are tied; what surgery made of it in effect."""
-        holder = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        """(V, D), or (1, D) of a score head: the head's weight as surgery made it in effect."""
+        holder = self.head
         in_effect = getattr(holder, "effective_weight", None)
         return holder.weight if in_effect is None else in_effect()
 
@@ -194,7 +207,7 @@ def initialise_(model: Transformer, *, seed: int, std: float | None = None) -> N
     generator = torch.Generator(model.head_weight.device).manual_seed(seed)
     residual = std / math.sqrt(2 * model.config.n_layers)
     for name, parameter in model.named_parameters():
-        if "role_embeddings" in name:  # drawn apart, so that the other weights are as without them
+        if "role_embeddings" in name or name == "score.weight":  # drawn apart: the others are as without
             continue
         if name.endswith("norm.weight"):
             parameter.fill_(1.0)
@@ -205,6 +218,8 @@ def initialise_(model: Transformer, *, seed: int, std: float | None = None) -> N
             parameter.normal_(0.0, residual if into_residual else std, generator=generator)
     if model.model.role_embeddings is not None:
         initialise_roles_(model.model.role_embeddings, model.config.role_embeddings_init, seed=seed)
+    if model.score is not None:
+        initialise_score_(model.score, model.config.n_layers, seed=seed)
 
 
 def add_role_embeddings_(model: Transformer, init: str, *, seed: int) -> None:
@@ -214,3 +229,17 @@ def add_role_embeddings_(model: Transformer, init: str, *, seed: int) -> None:
     initialise_roles_(table, init, seed=seed)
     model.model.role_embeddings = table
     model.config = replace(model.config, role_embeddings=True, role_embeddings_init=init)
+
+
+def give_score_head_(model: Transformer, *, seed: int, dtype: torch.dtype | None = None) -> None:
+    """Put a fresh score head in the place of the language model's, in `dtype` or that of the old one.
+
+    A tied model keeps its embedding, to which nothing is tied any more.
+    """
+    assert model.score is None
+    old = model.head_weight
+    head = nn.Linear(model.config.dim, 1, bias=False, device=old.device, dtype=dtype or old.dtype)
+    if old.device.type != "meta":
+        initialise_score_(head, model.config.n_layers, seed=seed)
+    model.lm_head, model.score = None, head.train(model.training)
+    model.config = with_score_head(model.config)

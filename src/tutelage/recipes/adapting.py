@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tutelage.checkpoint.adapter import StoredAdapter, attach_
+from tutelage.checkpoint.adapter import StoredAdapter, attach_, shape_with
 from tutelage.checkpoint.hf import config_of, fingerprint_of, load_model, read_adapter
 from tutelage.checkpoint.note import read_note
 from tutelage.checkpoint.rounded import Rounding, is_quantized
@@ -19,7 +19,8 @@ from tutelage.model.adapters import LoRASettings, add_lora_
 from tutelage.model.config import ModelConfig
 from tutelage.model.lora import LoRALayer
 from tutelage.model.roles import PARAMETER as ROLES
-from tutelage.model.transformer import Transformer, add_role_embeddings_
+from tutelage.model.score import PARAMETER as SCORE
+from tutelage.model.transformer import Transformer, add_role_embeddings_, give_score_head_
 from tutelage.recipes.chain import chain_of, put_on_
 from tutelage.recipes.quantizing import quantization_of
 from tutelage.recipes.training import TrainingConfig
@@ -53,6 +54,8 @@ class Start:
         )
         if shape.role_embeddings and not model.config.role_embeddings:
             add_role_embeddings_(model, shape.role_embeddings_init, seed=config.seed)
+        if shape.head == "score" and model.score is None:
+            give_score_head_(model, seed=config.seed, dtype=trained if SCORE in plan else frozen)
         model.config = shape  # it may have room for longer rows than it had
         adapt(model, config, self._stored(shape))
         return model
@@ -72,7 +75,8 @@ class Start:
         )
         if pissa:
             return model
-        model.config = replace(shape, tied=model.config.tied, role_embeddings=model.config.role_embeddings)
+        own = model.config
+        model.config = replace(shape, head=own.head, tied=own.tied, role_embeddings=own.role_embeddings)
         put_on_(model, read_adapter(adapter, shape))
         return model
 
@@ -80,7 +84,7 @@ class Start:
         """That of the model with its adapters."""
         shape = config_of(self.base, self.adapters)
         stored = self._stored(shape)
-        return replace(shape, role_embeddings=True) if stored and ROLES in stored.full else shape
+        return shape if stored is None else shape_with(shape, stored)
 
     def blueprint(self, config: TrainingConfig, shape: ModelConfig) -> Transformer:
         """The model without weights, frozen and adapted as the settings say."""
@@ -139,7 +143,10 @@ def blueprint_of(
 
 
 def adapt(model: Transformer, config: TrainingConfig, continued: StoredAdapter | None = None) -> None:
-    """Freeze, and put adapters on, what the settings say; `continued` is an adapter to train further."""
+    """Freeze, and put adapters on, what the settings say; `continued` is an adapter to train further.
+
+    Beside adapters a score head is trained in full: one row has no low rank.
+    """
     beside = [re.escape(ROLES)] if model.config.role_embeddings and _wants_roles(config) else []
     if not config.lora:
         freeze_(model, freezing_of(config))
@@ -169,7 +176,8 @@ def adapt(model: Transformer, config: TrainingConfig, continued: StoredAdapter |
         if not biases:
             raise UserError(f"lora_bias is {config.lora_bias}, and the model has no such bias; leave it out")
         beside += [re.escape(name) for name in biases]
-    unfreeze_(model, [*beside, *given])
+    scores = [re.escape(SCORE)] if model.score is not None else []
+    unfreeze_(model, [*beside, *given, *scores])
 
 
 def _wants_roles(config: TrainingConfig) -> bool:

@@ -24,7 +24,8 @@ from tutelage.model.config import ModelConfig
 from tutelage.model.merge import untie_
 from tutelage.model.quantize import Quantization
 from tutelage.model.roles import PARAMETER as ROLES
-from tutelage.model.transformer import Transformer, add_role_embeddings_
+from tutelage.model.score import PARAMETER as SCORE
+from tutelage.model.transformer import Transformer, add_role_embeddings_, give_score_head_
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,8 @@ def shape_of(chain: Chain) -> ModelConfig:
         return load_config(chain.base)
     shape, note = config_of(chain.base, chain.adapters), read_note(chain.adapters[-1])
     eos = shape.eos if note.eos is None else note.eos
-    return replace(shape, eos=eos, max_positions=note.max_positions or shape.max_positions)
+    pad = shape.pad if note.pad is None else note.pad
+    return replace(shape, eos=eos, pad=pad, max_positions=note.max_positions or shape.max_positions)
 
 
 def load_chain(
@@ -109,7 +111,7 @@ def load_chain(
         put_on_(model, stored)
         model.requires_grad_(False)
     shape = shape_of(chain)
-    model.config = replace(model.config, eos=shape.eos, max_positions=shape.max_positions)
+    model.config = replace(model.config, eos=shape.eos, pad=shape.pad, max_positions=shape.max_positions)
     return model
 
 
@@ -117,6 +119,8 @@ def put_on_(model: Transformer, stored: StoredAdapter) -> None:
     """Put an adapter beside the model's layers, in the dtype of its other weights."""
     if ROLES in stored.full and not model.config.role_embeddings:
         add_role_embeddings_(model, "zeros", seed=0)
+    if SCORE in stored.full and model.score is None:
+        give_score_head_(model, seed=0)
     if model.config.tied and for_tied(stored) is None:
         untie_(model)
     attach_(model, stored)

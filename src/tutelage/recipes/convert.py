@@ -3,12 +3,14 @@
     tutelage convert MODEL --output DIR --precision bf16
     tutelage convert MODEL --output DIR --format llama2c
     tutelage convert stories15M.bin --tokenizer tokenizer.bin --output DIR
+    tutelage convert MODEL --output DIR --format instructllama
     tutelage convert MODEL model_final.pth --output DIR --format peft
 
 Format hf is a directory that transformers, vLLM and this program load. Format llama2c is model.bin and
 tokenizer.bin for `./run DIR/model.bin -z DIR/tokenizer.bin`, always float32; its program computes Llama's
-arithmetic only, and with a SentencePiece vocabulary. Formats peft and torchllms write the adapter alone, as
-adapter_model.safetensors and adapter_config.json, or as model_final.pth and lora_args.json.
+arithmetic only, and with a SentencePiece vocabulary. Format instructllama is model.pth and params.json, for
+that program, which knows Llama 2 without grouped queries. Formats peft and torchllms write the adapter
+alone, as adapter_model.safetensors and adapter_config.json, or as model_final.pth and lora_args.json.
 """
 
 from __future__ import annotations
@@ -30,11 +32,11 @@ if TYPE_CHECKING:
 class ConvertConfig:
     ckpt_paths: tuple[
         str, ...
-    ]  # an HF directory, a run's --output_dir, a hub id, a .gguf or llama2.c file; then adapters to merge
+    ]  # an HF directory, a run's --output_dir, a hub id, a .gguf, llama2.c or .pth file; then adapters
     force: bool = False  # merge an adapter into a model that it was not trained on
     tokenizer: str | None = None  # directory or tokenizer.bin of the tokenizer; default: the model's own
     output: Path  # directory to write
-    format: Literal["hf", "llama2c", "peft", "torchllms"] = "hf"
+    format: Literal["hf", "llama2c", "instructllama", "peft", "torchllms"] = "hf"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of the weights; auto: as they are stored
     fold: bool = False  # put role embeddings into the other weights: cannot be done, and says why
     overwrite: bool = False  # replace a model that is already in output
@@ -43,7 +45,7 @@ class ConvertConfig:
         problems = []
         if not self.ckpt_paths:
             problems.append("ckpt_paths names no model")
-        if self.format != "hf" and self.precision not in ("auto", "fp32"):
+        if self.format not in ("hf", "instructllama") and self.precision not in ("auto", "fp32"):
             problems.append(f"precision is {self.precision}, but files of format {self.format} hold fp32")
         if self.fold:
             problems.append(
@@ -58,11 +60,13 @@ def run(config: ConvertConfig) -> None:
     """Load, write, and say how to go on."""
     import torch
 
-    from tutelage.checkpoint.hf import load_config, save_model
+    from tutelage.checkpoint.hf import save_model
+    from tutelage.checkpoint.instructllama import refuse_what_it_cannot
     from tutelage.checkpoint.llama2c import refuse_other_arithmetic
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.model.roles import NOTE
-    from tutelage.recipes.chain import chain_of, load_chain
+    from tutelage.recipes.chain import chain_of, load_chain, shape_of
+    from tutelage.recipes.merging import padded_as_trained
 
     chain = chain_of(config.ckpt_paths)
     written = config.output / _LAST_WRITTEN[config.format]
@@ -73,14 +77,20 @@ def run(config: ConvertConfig) -> None:
         return
     tokenizer = load_tokenizer(config.tokenizer or chain.text)
     if config.format == "llama2c":
-        refuse_other_arithmetic(load_config(chain.base))
+        refuse_other_arithmetic(shape_of(chain))
+    if config.format == "instructllama":
+        refuse_what_it_cannot(shape_of(chain))
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     model = load_chain(chain, dtype=dtypes.get(config.precision), force=config.force)
     if config.format == "llama2c":
         _write_llama2c(model, tokenizer, config.output)
         return
+    if config.format == "instructllama":
+        _write_instructllama(model, tokenizer, config.output)
+        return
+    tokenizer, shape = padded_as_trained(tokenizer, model.config)
     tokenizer.save(config.output)
-    save_model(model, model.config, config.output, dtype=model.head_weight.dtype)
+    save_model(model, shape, config.output, dtype=model.head_weight.dtype)
     if model.config.role_embeddings:
         print(f"note: {NOTE}", file=sys.stderr)
     print(f"{config.output}: {model.config.n_parameters:,} parameters, {model.config.dtype}", file=sys.stderr)
@@ -89,6 +99,7 @@ def run(config: ConvertConfig) -> None:
 _LAST_WRITTEN = {
     "hf": "config.json",
     "llama2c": "model.bin",
+    "instructllama": "params.json",
     "peft": "adapter_config.json",
     "torchllms": "model_final.pth",
 }
@@ -97,7 +108,7 @@ _LAST_WRITTEN = {
 def _write_adapter(chain: Chain, config: ConvertConfig) -> None:
     import torch
 
-    from tutelage.checkpoint.adapter import check_fits, check_trained_on, for_tied
+    from tutelage.checkpoint.adapter import check_fits, check_trained_on, for_tied, shape_with
     from tutelage.checkpoint.hf import config_of, fingerprint_of, read_adapter
     from tutelage.checkpoint.note import note_of, read_note
     from tutelage.checkpoint.peft import write_peft
@@ -108,6 +119,7 @@ def _write_adapter(chain: Chain, config: ConvertConfig) -> None:
         raise UserError(f"format {config.format} writes an adapter; give one after the model")
     shape = config_of(chain.base, chain.adapters[:-1])
     stored, stamp = read_adapter(chain.adapters[-1], shape), fingerprint_of(chain.base, chain.adapters[:-1])
+    shape = shape_with(shape, stored)
     check_fits(shape, stored)
     check_trained_on(stored, stamp, str(chain.base), force=config.force)
     if shape.tied:
@@ -136,3 +148,18 @@ def _write_llama2c(model: Transformer, tokenizer: Tokenizer, directory: Path) ->
         "llama2.c's program",
         file=sys.stderr,
     )
+
+
+def _write_instructllama(model: Transformer, tokenizer: Tokenizer, directory: Path) -> None:
+    from tutelage.checkpoint.instructllama import write_instructllama
+
+    write_instructllama(model.state_dict(), model.config, directory / "model.pth")
+    if tokenizer.sentencepiece is not None:
+        (directory / "tokenizer.model").write_bytes(tokenizer.sentencepiece)
+    else:
+        print(
+            "note: InstructLLaMA reads SentencePiece's tokenizer.model, and this model has none; the tokens "
+            "it is to be given are those of the model's own tokenizer",
+            file=sys.stderr,
+        )
+    print(f"{directory}/model.pth: {model.config.n_parameters:,} parameters", file=sys.stderr)

@@ -20,6 +20,7 @@ from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.presets import PRESETS
 from tutelage.model.quantize import quantize_
+from tutelage.model.score import refuse_score_head
 from tutelage.model.transformer import Transformer, set_dropout
 from tutelage.objectives.base import Objective
 from tutelage.objectives.language import NextToken
@@ -82,6 +83,7 @@ def shape_of(config: PlanConfig) -> ModelConfig:
             raise UserError(f"{name} is no path, and no shape has this name; did you mean {near[0]}?")
         path = config_path(name)
         shape = read_config(path) if path.suffix == ".json" else load_config(path)
+    refuse_score_head(shape, name)
     if isinstance(config, PlanSFTConfig):
         return with_roles(shape, use=config.use_role_embeddings, init=config.role_embeddings_init)
     return shape

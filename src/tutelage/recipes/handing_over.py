@@ -11,7 +11,7 @@ from tutelage.model.transformer import Transformer
 from tutelage.recipes.adapting import Start, rounding_of
 from tutelage.recipes.chain import Chain
 from tutelage.recipes.fitting import Fitted
-from tutelage.recipes.merging import QUESTIONS, merge
+from tutelage.recipes.merging import QUESTIONS, merge, ready_to_score
 from tutelage.recipes.preparing import say
 from tutelage.recipes.training import TrainingConfig
 from tutelage.report.page import write_report
@@ -32,8 +32,14 @@ def hand_over(
     start: Start | None,
     tokenizer: Tokenizer,
     template: Template | None,
+    next_command: str | None = None,
 ) -> None:
-    """Write OUT/model or OUT/adapter and say how exact it is; one that is not what was trained is refused."""
+    """Write OUT/model or OUT/adapter and say how exact it is; one that is not what was trained is refused.
+
+    `next_command` is what to go on with, after `tutelage`: by default, to ask the model something.
+    """
+    if shape.head == "score":
+        tokenizer, shape = ready_to_score(tokenizer, template, shape)
     encoder = Encoder(template, tokenizer)
     probes = [encoder.prompt(question) for question in QUESTIONS]
     if config.lora:
@@ -77,26 +83,19 @@ def hand_over(
         "stage": stage,
         "from": base,
         **facts,
-        "logit error of the exported files": f"{gate.logit_error:.3g}",
+        f"{gate.given[:-1]} error of the exported files": f"{gate.logit_error:.3g}",
     }
     say(f"{write_report(directory, title=directory.resolve().name, facts=shown)}: the run in curves")
-    next_command = f"chat {directory}" if template else f"generate {directory} --raw --prompt ..."
+    asked = f"chat {directory}" if template else f"generate {directory} --raw --prompt ..."
     say(
-        f"{target}: read back from disk, logits differ by {gate.logit_error:.3g}, greedy text is "
-        f"{gate.text}; go on with `tutelage {next_command}`"
+        f"{target}: read back from disk, {gate.given} differ by {gate.logit_error:.3g}{gate.text}; "
+        f"go on with `tutelage {next_command or asked}`"
     )
     if shape.role_embeddings:
         say(f"note: {NOTE}")
     if config.lora and start is not None:
         note_of(shape, start.adapters, rounding_of(config)).write(target)
     if config.save_merged and start is not None:
-        chain = Chain(start.base, (*start.adapters, target))
-        merge(
-            chain,
-            directory / "model",
-            shape,
-            probes,
-            dtype=compute_dtype(config.precision),
-            force=config.force,
-        )
+        chain, dtype = Chain(start.base, (*start.adapters, target)), compute_dtype(config.precision)
+        merge(chain, directory / "model", shape, probes, dtype=dtype, force=config.force)
         tokenizer.save(directory / "model", chat_template=template and template.export_jinja(tokenizer))

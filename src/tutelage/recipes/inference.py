@@ -102,12 +102,14 @@ def load_weights(config: InferenceConfig) -> Transformer:
     """The model on its device, in the precision that the settings ask for."""
     import torch
 
-    from tutelage.recipes.chain import chain_of, load_chain
+    from tutelage.model.score import refuse_score_head
+    from tutelage.recipes.chain import chain_of, load_chain, shape_of
 
-    device = _device(config.device)
+    device, chain = _device(config.device), chain_of(config.ckpt_paths)
+    refuse_score_head(shape_of(chain), config.ckpt_paths[-1])
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     model = load_chain(
-        chain_of(config.ckpt_paths),
+        chain,
         dtype=dtypes.get(config.precision),
         device=device,
         force=config.force,

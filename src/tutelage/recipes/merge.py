@@ -38,7 +38,7 @@ def run(config: MergeConfig) -> None:
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.data.encode import Encoder
     from tutelage.recipes.chain import chain_of, shape_of
-    from tutelage.recipes.merging import QUESTIONS, merge
+    from tutelage.recipes.merging import QUESTIONS, merge, padded_as_trained
 
     chain = chain_of(config.ckpt_paths, adapters_first=True)
     if not chain.adapters:
@@ -49,14 +49,14 @@ def run(config: MergeConfig) -> None:
     written = config.output / "config.json"
     if written.exists() and not config.overwrite:
         raise UserError(f"{written} exists; give --overwrite to replace it, or another --output")
-    tokenizer = load_tokenizer(chain.text)
+    tokenizer, shape = padded_as_trained(load_tokenizer(chain.text), shape_of(chain))
     encoder = Encoder(None, tokenizer)
     probes = [encoder.prompt(question) for question in QUESTIONS]
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     merge(
         chain,
         config.output,
-        shape_of(chain),
+        shape,
         probes,
         dtype=dtypes.get(config.precision) or stored_dtype(chain.base),
         force=config.force,

@@ -15,8 +15,12 @@ from tutelage.model.roles import NOTE
 from tutelage.model.transformer import Transformer
 from tutelage.recipes.chain import Chain, load_chain, put_on_
 from tutelage.recipes.preparing import say
+from tutelage.text.padding import NOTE as NO_PAD
+from tutelage.text.padding import padded_with, scoring_pad
 from tutelage.text.pieces import Encoded
-from tutelage.train.export import logits_of
+from tutelage.text.template import Template
+from tutelage.text.tokenizer import Tokenizer
+from tutelage.train.export import given_by, logits_of
 
 QUESTIONS = ("What is the capital of France?", "Write a short story about a rabbit.", "Grüße! 你好 👋")
 TOLERANCE = 1e-3  # of logits in float32, whose sums the merge takes in another order
@@ -46,10 +50,10 @@ def merge(
         quantization=rounding and rounding.quantization,
     )
     put_on_(beside, read_adapter(chain.adapters[-1], beside.config))
-    error = _worst(exact, _logits(beside, probes))
+    error, given = _worst(exact, _logits(beside, probes)), given_by(shape)
     if not error <= TOLERANCE:
         raise RuntimeError(
-            f"the merged weights give other logits than the adapter does: they differ by {error:.3g}"
+            f"the merged weights give other {given} than the adapter does: they differ by {error:.3g}"
         )
     del beside  # the memory of a model
     model = load_chain(chain, dtype=dtype, force=force)
@@ -61,17 +65,41 @@ def merge(
         )
         say(
             f"the adapter was trained on {rounding.quantization.kind} weights and is merged into what they "
-            "stand for; in the weights before they were quantized it would give logits "
+            f"stand for; in the weights before they were quantized it would give {given} "
             f"{_worst(exact, _logits(unquantized, probes)):.2g} away from what was trained"
         )
     if model.config.role_embeddings:
         say(f"note: {NOTE}")
-    total = sum(len(probe.tokens) for probe in probes)
-    flips = sum(int((a.argmax(-1) != b.argmax(-1)).sum()) for a, b in zip(exact, rounded, strict=True))
+    flips = ""
+    if shape.head == "lm":
+        total = sum(len(probe.tokens) for probe in probes)
+        others = sum(int((a.argmax(-1) != b.argmax(-1)).sum()) for a, b in zip(exact, rounded, strict=True))
+        flips = f", and {others} of {total} likeliest tokens are others"
     say(
-        f"{directory}: merged; in float32 logits differ from the adapter's by {error:.2g}; as {_name(dtype)} "
-        f"on disk by {_worst(exact, rounded):.2g}, and {flips} of {total} likeliest tokens are others"
+        f"{directory}: merged; in float32 {given} differ from the adapter's by {error:.2g}; "
+        f"as {_name(dtype)} on disk by {_worst(exact, rounded):.2g}{flips}"
     )
+
+
+def ready_to_score(
+    tokenizer: Tokenizer, template: Template | None, shape: ModelConfig
+) -> tuple[Tokenizer, ModelConfig]:
+    """Both with a pad token under which transformers finds where conversations end; says if there is none."""
+    pad = scoring_pad(tokenizer, template)
+    if pad is None:
+        say(f"note: {NO_PAD}")
+        return tokenizer, replace(shape, pad=None)
+    return padded_with(tokenizer, pad), replace(shape, pad=pad)
+
+
+def padded_as_trained(tokenizer: Tokenizer, shape: ModelConfig) -> tuple[Tokenizer, ModelConfig]:
+    """Both with the pad token that a finished judge has: under another, ends would be found elsewhere."""
+    if shape.head == "lm":
+        return tokenizer, shape
+    pad = tokenizer.pad if shape.pad is None else shape.pad
+    if pad is None or pad not in tokenizer.control.values():
+        return ready_to_score(tokenizer, None, shape)
+    return padded_with(tokenizer, pad), replace(shape, pad=pad)
 
 
 def _logits(model: Transformer, probes: Sequence[Encoded]) -> list[Tensor]:

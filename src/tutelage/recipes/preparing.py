@@ -18,6 +18,7 @@ from tutelage.data.store import SampleStore
 from tutelage.data.streams import TokenStreams
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
+from tutelage.model.score import refuse_score_head
 from tutelage.model.transformer import Transformer
 from tutelage.recipes.fitting import loader_words
 from tutelage.recipes.pretokenized import ShardSettings, open_shards, shard_directories
@@ -49,8 +50,12 @@ def text_of(model: Path, template_config: str | None) -> tuple[Tokenizer, Templa
     return tokenizer, template
 
 
-def check_model(model: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
-    """Refuse weights that do not fit their config, and a tokenizer that does not fit the model."""
+def check_model(model: Path, config: ModelConfig, tokenizer: Tokenizer, *, writes: bool = True) -> None:
+    """Refuse weights that do not fit their config, a tokenizer that does not fit the model, and a score head
+    where the stage is for a model that `writes`.
+    """
+    if writes:
+        refuse_score_head(config, model)
     check_files(model)
     if tokenizer.size > config.vocab_size:
         raise UserError(

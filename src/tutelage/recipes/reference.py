@@ -19,6 +19,7 @@ from tutelage.data.loader import Loader
 from tutelage.data.ranked import RankedBatch
 from tutelage.errors import UserError
 from tutelage.model.adapters import adapter_values, holding, trained_beside, without_adapters
+from tutelage.model.score import refuse_score_head
 from tutelage.model.transformer import Transformer
 from tutelage.objectives.base import kl_divergence, learned_positions
 from tutelage.objectives.preference import answer_logps
@@ -125,6 +126,7 @@ def _reference(
         force=config.force,
         quantization=rounding,
     ).requires_grad_(False)
+    refuse_score_head(other.config, found.names[-1])
     other.attention_impl = config.attention_impl
     if other.config.vocab_size != model.config.vocab_size:
         raise UserError(

@@ -9,6 +9,7 @@ from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.presets import PRESETS, reshaped
+from tutelage.model.score import refuse_score_head
 from tutelage.recipes.adapting import Start
 from tutelage.recipes.preparing import check_model, say
 from tutelage.recipes.pretrain import PretrainConfig
@@ -26,6 +27,7 @@ def new(config: PretrainConfig) -> tuple[Tokenizer, ModelConfig]:
     """The named shape with what the flags change, the tokenizer's vocabulary, and positions for a row."""
     assert config.tokenizer is not None
     tokenizer, named = load_tokenizer(config.tokenizer), named_shape(config.model)
+    refuse_score_head(named, config.model)
     shape = changed(named, config)
     unasked = config.model == PretrainConfig.__dataclass_fields__["model"].default
     if config.max_seq_len < named.max_positions and not unasked:

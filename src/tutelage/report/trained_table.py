@@ -27,7 +27,7 @@ def trained_table(model: Transformer) -> str:
     lines = [f"  {name:<{width}}  {n:>3} x {shape:<12} {count:>14,}" for name, n, shape, count in rows]
     adapters = sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
     total, everything = sum(row[3] for row in rows), model.config.n_parameters + adapters
-    if model.lm_head is None and any(name == _EMBEDDING for name, *_ in rows):
+    if model.head is model.model.embed_tokens and any(name == _EMBEDDING for name, *_ in rows):
         lines.append("  (the head is the embedding: it is trained with it)")
     return "\n".join(
         [f"trained: {total:,} of {everything:,} weights ({100 * total / everything:.2f} %)", *lines]

@@ -36,6 +36,7 @@ class Gate:
     positions: int
 
     tolerance: float = TOLERANCE  # of logits; with one for rounding, greedy text may be another too
+    given: str = "logits"  # or scores, of a model that writes no text
 
     @property
     def passed(self) -> bool:
@@ -45,8 +46,14 @@ class Gate:
 
     @property
     def text(self) -> str:
-        """Whether greedy text is equal, in a word."""
-        return "equal" if self.greedy_equal else "different"
+        """What to say of greedy text after the rest: nothing of a model that writes none."""
+        equal = "equal" if self.greedy_equal else "different"
+        return f", greedy text is {equal}" if self.given == "logits" else ""
+
+
+def given_by(shape: ModelConfig) -> str:
+    """What its head gives, in a word."""
+    return "logits" if shape.head == "lm" else "scores"
 
 
 @torch.compiler.set_stance("force_eager")  # a compiled model rounds in other places than the one read back
@@ -68,7 +75,7 @@ def export(
     probes = _with_room(probes, config)
     stop = set(config.eos)  # for both: fine-tuning may have given the files more of them
     live = _answers(model, probes, new_tokens, stop)
-    _check_finite(live, directory)
+    _check_finite(live, directory, given_by(config))
     reshard(model)
     weights = whole({**dict(model.named_parameters()), **trained})
 
@@ -76,7 +83,7 @@ def export(
         save_model(weights, config, directory, dtype=dtype)
         reloaded = load_model(directory, dtype=dtype, device=live.logits[0].device)
         reloaded.attention_impl = model.attention_impl
-        return _compare(live, _answers(reloaded, probes, new_tokens, stop))
+        return _compare(live, _answers(reloaded, probes, new_tokens, stop), given_by(config))
 
     return _passed(dist.by_rank_zero(write_and_compare), directory)
 
@@ -100,10 +107,10 @@ def export_adapter(
     With several processes, and after PiSSA, `anew` reads the base and the adapter from disk for that. PiSSA
     trains on weights that were rounded without their largest components: that much its files may be off.
     """
-    probes = _with_room(probes, model.config)
+    probes, given = _with_room(probes, model.config), given_by(model.config)
     stop = set(model.config.eos)
     live = _answers(model, probes, new_tokens, stop)
-    _check_finite(live, directory)
+    _check_finite(live, directory, given)
     reshard(model)
     pissa = any(".initial_" in name for name in trained)
     if pissa:  # what it began with is large: rounded in one place and not in the other, it would not cancel
@@ -118,16 +125,16 @@ def export_adapter(
         )
         read = read_peft(directory)
         if not same(stored, for_tied(read) if model.config.tied else read):
-            return Gate(math.nan, False, 0)
+            return Gate(math.nan, False, 0, given=given)
         if dist.world_size() > 1 or pissa:
             found = _answers(_like(model, anew()), probes, new_tokens, stop)
-            return _compare(live, found, ROUNDED if pissa else TOLERANCE)
+            return _compare(live, found, given, ROUNDED if pissa else TOLERANCE)
         dtype = model.head_weight.dtype
         attach_(model, read, "read back")
         for name, parameter in model.named_parameters():
             if name.endswith(".read back"):
                 parameter.data = parameter.data.to(dtype)
-        return _compare(live, _answers(model, probes, new_tokens, stop))
+        return _compare(live, _answers(model, probes, new_tokens, stop), given)
 
     return _passed(dist.by_rank_zero(write_and_compare), directory)
 
@@ -141,19 +148,19 @@ def _with_room(probes: Sequence[Encoded], config: ModelConfig) -> list[Encoded]:
 @dataclass(frozen=True, slots=True)
 class _Answers:
     logits: list[Tensor]  # of every probe
-    text: list[list[int]]  # greedy, after every probe
+    text: list[list[int]]  # greedy, after every probe; none of a score head's
 
 
 def _answers(model: Transformer, probes: Sequence[Encoded], new_tokens: int, stop: set[int]) -> _Answers:
     model.eval()
     logits = [logits_of(model, probe) for probe in probes]
-    return _Answers(logits, _greedy(model, probes, new_tokens, stop))
+    return _Answers(logits, _greedy(model, probes, new_tokens, stop) if model.score is None else [])
 
 
-def _check_finite(live: _Answers, directory: Path) -> None:
+def _check_finite(live: _Answers, directory: Path, given: str) -> None:
     if not all(each.isfinite().all() for each in live.logits):
         raise UserError(
-            f"the trained model gives logits that are no numbers, so {directory} was not written; "
+            f"the trained model gives {given} that are no numbers, so {directory} was not written; "
             "lower --lr or raise --warmup_steps and start anew with --overwrite"
         )
 
@@ -164,10 +171,11 @@ def _like(model: Transformer, other: Transformer) -> Transformer:
     return other.to(next(model.parameters()).device)
 
 
-def _compare(live: _Answers, found: _Answers, tolerance: float = TOLERANCE) -> Gate:
+def _compare(live: _Answers, found: _Answers, given: str, tolerance: float = TOLERANCE) -> Gate:
     worst = [(a - b).abs().max() for a, b in zip(live.logits, found.logits, strict=True)]
     error = float(torch.stack(worst).max())  # NaN if any is; Python's max would lose it
-    return Gate(error, found.text == live.text, sum(each.shape[1] for each in live.logits), tolerance)
+    positions = sum(each.shape[1] for each in live.logits)
+    return Gate(error, found.text == live.text, positions, tolerance, given)
 
 
 def _passed(gate: Gate, directory: Path) -> Gate:
@@ -177,8 +185,8 @@ def _passed(gate: Gate, directory: Path) -> Gate:
             shutil.rmtree(refused, ignore_errors=True)
             directory.rename(refused)
         raise RuntimeError(
-            f"{directory} does not reproduce the model that was trained: logits differ by "
-            f"{gate.logit_error:.3g}, greedy text is {gate.text}; look into {refused}, do not use it"
+            f"{directory} does not reproduce the model that was trained: {gate.given} differ by "
+            f"{gate.logit_error:.3g}{gate.text}; look into {refused}, do not use it"
         )
     return gate
 
@@ -206,9 +214,8 @@ def model_card(
         f"| | |\n|---|---|\n{rows}\n\n"
         f"{roles if config.role_embeddings else ''}"
         "## Are these files the model that was trained?\n\n"
-        f"After training they were read back from disk and compared with the model in memory: logits over "
-        f"{gate.positions} positions differ by at most {gate.logit_error:.3g}, greedy text is "
-        f"{'equal' if gate.greedy_equal else 'different'}.\n"
+        f"After training they were read back from disk and compared with the model in memory: {gate.given} "
+        f"over {gate.positions} positions differ by at most {gate.logit_error:.3g}{gate.text}.\n"
     )
 
 

@@ -64,8 +64,7 @@ def flops_per_token(model: Transformer, context: float) -> float:
         own, follows = _of_block(block, context if window is None else min(context, window), follows)
         operations += own
     follows = follows or _trained(decoder.norm)
-    head = decoder.embed_tokens if model.lm_head is None else model.lm_head
-    return operations + config.vocab_size * config.dim * (2 + 2 * follows + 2 * _trained(head))
+    return operations + config.n_outputs * config.dim * (2 + 2 * follows + 2 * _trained(model.head))
 
 
 def _of_block(block: Block, context: float, follows: bool) -> tuple[float, bool]:

@@ -12,7 +12,7 @@ from tutelage.model.transformer import Transformer
 
 Parts = Literal["all", "embeddings", "head", "embeddings_head", "blocks"]
 _EMBEDDINGS = ("model.embed_tokens.", "model.role_embeddings.")
-_HEAD = ("lm_head.",)
+_HEAD = ("lm_head.", "score.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +37,7 @@ def freeze_(model: Transformer, settings: Freezing) -> None:
     if settings.layers > len(model.model.layers):
         raise UserError(f"frozen_layers is {settings.layers}, the model has {len(model.model.layers)} blocks")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(_trained(name, settings, tied=model.lm_head is None))
+        parameter.requires_grad_(_trained(name, settings, tied=model.head is model.model.embed_tokens))
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError("nothing is left to train; freeze less")
 

@@ -90,7 +90,7 @@ class MuonAdamW(Optimizer):
 
 def by_muon(name: str, parameter: Tensor) -> bool:
     """Whether Muon trains it: a matrix inside a block."""
-    outside = ("embed_tokens", "role_embeddings", "lm_head")
+    outside = ("embed_tokens", "role_embeddings", "lm_head", "score")
     return decays(name, parameter) and not any(word in name for word in outside)
 
 

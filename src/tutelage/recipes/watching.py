@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,25 @@ class Beginning:
 
     annotate: Callable[[list[Batch]], list[Batch]] = lambda step: step  # gives batches what it says of them
     gauge: Callable[[Transformer], Metrics] = lambda model: {}  # more to validate: how far the model has gone
+
+
+@dataclass(slots=True)
+class Annotated:
+    """A loader's steps, each with what `annotate` says of it."""
+
+    loader: Loader
+    annotate: Callable[[list[Batch]], list[Batch]] = lambda step: step
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return self
+
+    def __next__(self) -> list[Batch]:
+        return self.annotate(next(self.loader))
+
+    @property
+    def last_ids(self) -> list[str]:
+        """The ids of the samples of the step that was given last."""
+        return self.loader.last_ids
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ B rows   T positions   H query heads   K kv heads   C head dim
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -159,8 +159,8 @@ def _name_parts(ledger: Ledger, built: Assembled) -> None:
 
 
 def _without_data(batch: Batch, ledger: Ledger) -> Batch:
-    fields = ("tokens", "targets", "weights", "positions", "docs", "roles")
-    return Batch(**{name: ledger.in_earnest(getattr(batch, name)) for name in fields})
+    given = {each.name: getattr(batch, each.name) for each in fields(batch)}
+    return replace(batch, **{name: ledger.in_earnest(x) for name, x in given.items() if x is not None})
 
 
 def _flex(ledger: Ledger, pairs: float) -> Callable[..., Tensor]:

@@ -57,6 +57,10 @@ COMMANDS = {
     "simpo": Command(
         "simpo", "SimPOConfig", "learn which answers are better, without a reference", parallel=True
     ),
+    "reward": Command("reward", "RewardConfig", "train a reward model, which scores answers", parallel=True),
+    "reward score": Command(
+        "reward_score", "RewardScoreConfig", "score the answers in a file", positional="ckpt_paths"
+    ),
     "plan pretrain": Command("plan", "PlanPretrainConfig", "say what a pretraining run would take"),
     "plan sft": Command("plan", "PlanSFTConfig", "say what a fine-tuning run would take"),
     "data download tinystories": Command(
@@ -194,13 +198,15 @@ def configure(words: list[str]) -> tuple[str, Any]:
 def _run(words: list[str]) -> None:
     flags = words[: words.index("--")] if "--" in words else words
     asked = not words or any(word in ("--help", "-h") for word in flags)
-    if asked and (not words or words[0].startswith("-") or _group(words)):
+    if asked and (not words or words[0].startswith("-") or _group(words)) and not _is_command(flags):
         print(_overview(words))
         return
     if asked:
         name, _ = find_command(words)
         module, config_class = COMMANDS[name].load()
         print(help_text(name, config_class, module.__doc__ or ""), end="")
+        for other in _below([name]):
+            print(f"see also: tutelage {other}: {COMMANDS[other].help}")
         return
     keep_memory()
     if dist.launched() > 1:
@@ -220,6 +226,11 @@ def _run(words: list[str]) -> None:
 def _below(words: list[str]) -> list[str]:
     """The commands of the group that `words` name: of `data` all that begin with it."""
     return [name for name in COMMANDS if name.startswith(" ".join(words) + " ")]
+
+
+def _is_command(words: list[str]) -> bool:
+    """Whether words alone name a command, which may have others below it."""
+    return " ".join(word for word in words if not word.startswith("-")) in COMMANDS
 
 
 def _group(words: list[str]) -> list[str]:

@@ -36,7 +36,7 @@ class Sample:
         return max(len(self.tokens) - 1, 0)
 
 
-Group = list[Sample]  # one document, or a pair, or K ranked answers: never split over batches
+Group = Sequence[Sample]  # one document, or a pair, or K ranked answers: never split over batches
 
 
 @dataclass(frozen=True, slots=True)

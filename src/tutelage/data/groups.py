@@ -93,11 +93,11 @@ class Comparisons:
         """`<path index>-<line number>` of the record."""
         return self.store.id(int(self.starts[index]))
 
-    def group(self, index: int) -> list[Sample]:
+    def group(self, index: int) -> list[Stretch]:
         """The record's answers as stretches; a shared beginning comes first, as one of its own."""
         first, shared = int(self.starts[index]), int(self._shared[index])
-        samples = [self._judged(sample) if self._scored else sample for sample in self._samples(index)]
-        stretches: list[Sample] = []
+        samples = [judged(sample) if self._scored else sample for sample in self._samples(index)]
+        stretches: list[Stretch] = []
         if shared > 1:
             trunk = samples[0]
             stretches.append(
@@ -143,13 +143,13 @@ class Comparisons:
         assert shard.ranks is not None and shard.scores is not None
         return int(shard.ranks[row]), float(shard.scores[row])
 
-    @staticmethod
-    def _judged(sample: Sample) -> Sample:
-        """The sample with one token more, so that its last is read: what is predicted there counts, alone."""
-        weights = np.zeros(len(sample) + 1, np.float32)
-        weights[-1] = 1.0
-        tokens, roles = np.asarray(sample.tokens), np.asarray(sample.roles)
-        return Sample(np.append(tokens, tokens[-1:]), weights, np.append(roles, roles[-1:]))
+
+def judged(sample: Sample) -> Sample:
+    """The sample with one token more, so that its last is read: what is predicted there counts, alone."""
+    weights = np.zeros(len(sample) + 1, np.float32)
+    weights[-1] = 1.0
+    tokens, roles = np.asarray(sample.tokens), np.asarray(sample.roles)
+    return Sample(np.append(tokens, tokens[-1:]), weights, np.append(roles, roles[-1:]))
 
 
 def whole_groups(store: SampleStore) -> np.ndarray:

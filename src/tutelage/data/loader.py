@@ -96,6 +96,11 @@ class Loader:
         return self._order.positions
 
     @property
+    def row_length(self) -> int | None:
+        """Positions of every row; None: a row is as long as what lies in it."""
+        return self._order.length
+
+    @property
     def deepest(self) -> int:
         """How many positions the longest document takes, or piece of one."""
         return self._order.deepest

@@ -74,14 +74,14 @@ class Unpacked:
         return len(self._store)
 
     def row(self, epoch: int, number: int) -> list[Sample]:
-        return self._store.group(self._kept[epoch][number])
+        return list(self._store.group(self._kept[epoch][number]))
 
     def ids(self, epoch: int, number: int) -> list[str]:
         return [self._store.id(self._kept[epoch][number])]
 
     def longest(self, count: int) -> list[list[Sample]]:
         longest_first = np.argsort(-self._store.positions, kind="stable")
-        return [self._store.group(index) for index in longest_first[:count].tolist()]
+        return [list(self._store.group(index)) for index in longest_first[:count].tolist()]
 
     def _plan(self, epoch: int) -> np.ndarray:
         count = len(self._store)

@@ -204,9 +204,9 @@ def _train(
     fitted.last, fitted.validation = reporter.last, reporter.validated
 
 
-def loader_words(config: TrainingConfig) -> str:
+def loader_words(config: TrainingConfig, loader: Loader) -> str:
     """What an optimizer step is made of, in words."""
-    unit = f"rows of {config.max_seq_len}" if config.pack_samples else config.unit
+    unit = f"rows of {loader.row_length}" if config.pack_samples else config.unit
     return f"{config.micro_batch_size_per_gpu} {unit} x {config.gradient_accum_steps} micro-batches"
 
 

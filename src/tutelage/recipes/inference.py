@@ -20,7 +20,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class InferenceConfig:
+class LoadedConfig:
     # Model
     ckpt_paths: tuple[
         str, ...
@@ -33,6 +33,9 @@ class InferenceConfig:
     quant: Quant = "none"  # linear layers in 4 (nf4, fp4) or 8 bits: less memory, slower, less exact
     quant_double: bool = True  # the scales of nf4 and fp4 in 8 bits too: 4.13 bits a weight instead of 4.5
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InferenceConfig(LoadedConfig):
     # Sampling
     temperature: float = 0.0  # 0: always the likeliest token
     top_k: int = 0  # draw among the k likeliest tokens only; 0: among all
@@ -83,7 +86,7 @@ def sampling_of(config: InferenceConfig) -> Sampling:
     )
 
 
-def load_text(config: InferenceConfig, *, raw: bool = False) -> tuple[Tokenizer, Template | None]:
+def load_text(config: LoadedConfig, *, raw: bool = False) -> tuple[Tokenizer, Template | None]:
     """The tokenizer and the template, None if prompts are `raw`; mistakes show before weights load."""
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.recipes.chain import chain_of
@@ -98,15 +101,16 @@ def load_text(config: InferenceConfig, *, raw: bool = False) -> tuple[Tokenizer,
     return tokenizer, template
 
 
-def load_weights(config: InferenceConfig) -> Transformer:
-    """The model on its device, in the precision that the settings ask for."""
+def load_weights(config: LoadedConfig, *, writes: bool = True) -> Transformer:
+    """The model on its device, in the precision that the settings ask for, whether it `writes` or judges."""
     import torch
 
     from tutelage.model.score import refuse_score_head
     from tutelage.recipes.chain import chain_of, load_chain, shape_of
 
     device, chain = _device(config.device), chain_of(config.ckpt_paths)
-    refuse_score_head(shape_of(chain), config.ckpt_paths[-1])
+    if writes:
+        refuse_score_head(shape_of(chain), config.ckpt_paths[-1])
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     model = load_chain(
         chain,

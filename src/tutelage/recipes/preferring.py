@@ -137,14 +137,20 @@ def prefer(
     *,
     reference: HeldTo | None,
     alone: bool = False,
+    scored: bool = False,
 ) -> None:
-    """Check everything, load, train, export. With a `reference` batches say what it makes of answers."""
+    """Check everything, load, train, export. With a `reference` batches say what it makes of answers.
+
+    With `alone` answers count one by one; with `scored` a model is trained that judges them.
+    """
+    from tutelage.model.score import with_score_head
     from tutelage.recipes.adapting import origin, start_of
     from tutelage.recipes.fitting import building_device, device_of, fit
     from tutelage.recipes.handing_over import hand_over
     from tutelage.recipes.preparing import check_model, check_resume, plan, say, text_of, with_roles
     from tutelage.recipes.reference import beginning_of, start_of_reference
     from tutelage.recipes.run_directory import check_place, open_run
+    from tutelage.recipes.scoring import scorer_of
     from tutelage.recipes.watching import Watch, sampler_of
 
     device = device_of(config)
@@ -152,14 +158,15 @@ def prefer(
     start = start_of(config, config.ckpt_paths)
     model_config = start.shape()
     tokenizer, template = text_of(start.text, config.template_config)
-    check_model(start.base, model_config, tokenizer)
+    check_model(start.base, model_config, tokenizer, writes=not scored)
     model_config = with_roles(
         model_config,
         use=config.use_role_embeddings,
         init=config.role_embeddings_init,
         frozen=config.lora,
     )
-    training, held_out = comparisons(config, tokenizer, template, alone=alone)
+    model_config = with_score_head(model_config) if scored else model_config
+    training, held_out = comparisons(config, tokenizer, template, scored=scored, alone=alone)
     loader = training.loader(training=True)
     if loader.deepest > model_config.max_positions:
         say(
@@ -167,10 +174,15 @@ def prefer(
             f"{model_config.max_positions:,}: its config will say {loader.deepest:,}"
         )
         model_config = dataclasses.replace(model_config, max_positions=loader.deepest)
-    sampler = sampler_of(config, tokenizer, template, model_config.max_positions)
+    shown = (held_out or training).groups
+    sampler = (
+        scorer_of(shown, tokenizer)
+        if scored
+        else sampler_of(config, tokenizer, template, model_config.max_positions)
+    )
     blueprint = start.blueprint(config, model_config)
     plan(config, blueprint, loader, device)
-    if config.lr == PreferenceConfig.__dataclass_fields__["lr"].default and not config.lora:
+    if not scored and not config.lora and config.lr == PreferenceConfig.__dataclass_fields__["lr"].default:
         say(
             f"note: preferences usually want a tenth of --lr {config.lr:g} or less; whole models 5e-7 to 5e-6"
         )
@@ -183,7 +195,7 @@ def prefer(
     directory = open_run(config, stage)
     model = start.load(config, model_config, building_device(device))
     watch = Watch(held_out and held_out.loader(training=False), likelihood=False, sampler=sampler)
-    begin = beginning_of(config, training, held_out, device, reference=reference)
+    begin = None if scored else beginning_of(config, training, held_out, device, reference)
     fitted = fit(config, stage, model, objective, loader, watch, directory, origin=begun, begin=begin)
     stops = tuple(sorted({*template.stop_ids(tokenizer), *model_config.eos}))
     hand_over(
@@ -196,4 +208,5 @@ def prefer(
         start=start,
         tokenizer=tokenizer,
         template=template,
+        next_command=f"reward score {directory} --input FILE.jsonl" if scored else None,
     )

@@ -175,7 +175,8 @@ def plan(config: TrainingConfig, blueprint: Transformer, loader: Loader, device:
         say(f"note: --lr {config.lr:g} suits whole models; adapters usually take about ten times as much")
     if config.lr_scheduler != "constant" and config.warmup(steps) >= steps:
         say(f"the rate only rises: the warm-up is {config.warmup(steps):,} steps, and the run {steps:,}")
-    say(f"plan: {steps:,} optimizer steps of {loader_words(config)}, {loader.steps_per_epoch(0):,} an epoch")
+    made_of = loader_words(config, loader)
+    say(f"plan: {steps:,} optimizer steps of {made_of}, {loader.steps_per_epoch(0):,} an epoch")
 
 
 _ORIGINS = {  # what a checkpoint does not hold

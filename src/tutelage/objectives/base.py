@@ -173,8 +173,10 @@ class _TokenLogps(torch.autograd.Function):
     def forward(ctx: Any, hidden, head, targets, temperature) -> Tensor:  # type: ignore[override]
         parts, across = [], _across(head)
         for part in _chunks(len(hidden), len(head)):
-            logits = (hidden[part] @ across).float() / temperature
-            parts.append(logits.gather(1, targets[part, None])[:, 0] - logits.logsumexp(-1))
+            logits = _tempered((hidden[part] @ across).float(), temperature)
+            own, largest = logits.gather(1, targets[part, None]), logits.amax(-1, keepdim=True)  # (n, 1)
+            total = logits.sub_(largest).exp_().sum(-1, keepdim=True)  # in place: logsumexp makes a copy
+            parts.append((own - largest - total.log())[:, 0])
         ctx.save_for_backward(hidden, head, targets)
         ctx.temperature = temperature
         return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
@@ -187,15 +189,20 @@ class _TokenLogps(torch.autograd.Function):
         head_grad = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
         across = _across(head)
         for part in _chunks(len(hidden), len(head)):
-            logits = (hidden[part] @ across).float() / ctx.temperature
-            slope = logits.softmax(-1).neg_()
-            slope.scatter_add_(1, targets[part, None], torch.ones_like(slope[:, :1]))
-            slope = slope.mul_(upstream[part, None] / ctx.temperature).to(hidden.dtype)
+            logits = _tempered((hidden[part] @ across).float(), ctx.temperature)
+            odds = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+            scale = (upstream[part, None] / ctx.temperature).float()  # (n, 1)
+            slope = odds.mul_(-scale / odds.sum(-1, keepdim=True))
+            slope = slope.scatter_add_(1, targets[part, None], scale).to(hidden.dtype)
             if hidden_grad is not None:
                 hidden_grad[part] = slope @ head
             if head_grad is not None:
-                head_grad += slope.t() @ hidden[part]
+                _add_(head_grad, slope.t() @ hidden[part])
         return hidden_grad, None if head_grad is None else head_grad.to(head.dtype), None, None
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1.0 else logits.div_(temperature)
 
 
 def _chunks(n: int, vocabulary: int) -> list[slice]:

@@ -176,6 +176,7 @@ def find_command(words: list[str]) -> tuple[str, list[str]]:
     for count in (3, 2, 1):
         name = " ".join(words[:count])
         if name in COMMANDS:
+            _refuse_below(name, words[count:])
             return name, words[count:]
     depth = 2 if _below(words[:2]) else 1
     if below := _below(words[:depth]):
@@ -186,6 +187,14 @@ def find_command(words: list[str]) -> tuple[str, list[str]]:
     nearest = difflib.get_close_matches(words[0], COMMANDS, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else "`tutelage --help` lists them"
     raise UserError(f"{words[0]}: no such command, {hint}")
+
+
+def _refuse_below(name: str, rest: list[str]) -> None:
+    """Refuse a word that is no command below `name` where it can be nothing else."""
+    below = _below([name])
+    if below and rest and not rest[0].startswith("-") and COMMANDS[name].positional is None:
+        choices = ", ".join(f"tutelage {other}" for other in [name, *below])
+        raise UserError(f"there is no `tutelage {name} {rest[0]}`; choose from: {choices}")
 
 
 def configure(words: list[str]) -> tuple[str, Any]:

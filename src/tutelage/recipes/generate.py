@@ -18,10 +18,10 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import UserError
-from tutelage.recipes.inference import InferenceConfig, load_text, load_weights, sampling_of
+from tutelage.recipes.inference import InferenceConfig, load_text, load_weights, open_output, sampling_of
 
 if TYPE_CHECKING:
     from tutelage.text.pieces import Encoded
@@ -115,7 +115,7 @@ def run(config: GenerateConfig) -> None:
 
     tokenizer, template = load_text(config, raw=config.raw)
     requests = _requests(config, tokenizer, template)
-    output = _open(config.output)
+    output = open_output(config.output)
     model = load_weights(config)
     sampling, stop = sampling_of(config), stop_tokens(model, tokenizer, template)
     for start in range(0, len(requests), config.batch_size):
@@ -229,11 +229,3 @@ def _answered(record: dict[str, Any], text: str) -> dict[str, Any]:
     if "messages" in record:
         return record | {"messages": [*record["messages"], {"role": "assistant", "content": text}]}
     return record | {"completion": text}
-
-
-def _open(path: Path | None) -> TextIO | None:
-    """The file for the answers, opened before weights load: a folder that is missing shows at once."""
-    try:
-        return None if path is None else path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"output: cannot write {path}: {(error.strerror or str(error)).lower()}") from error

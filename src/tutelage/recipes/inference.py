@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from tutelage.errors import UserError
 from tutelage.recipes.quantizing import Quant, quant_problems, quantization_of
@@ -122,6 +123,14 @@ def load_weights(config: LoadedConfig, *, writes: bool = True) -> Transformer:
     if config.precision == "auto" and device.type == "cpu" and model.head_weight.dtype == torch.float16:
         model = model.float()  # CPUs compute in fp16 many times slower
     return model.eval()
+
+
+def open_output(path: Path | None) -> TextIO | None:
+    """The file for answers, opened before weights load: a folder that is missing shows at once."""
+    try:
+        return None if path is None else path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"output: cannot write {path}: {(error.strerror or str(error)).lower()}") from error
 
 
 def _device(name: str) -> torch.device:

@@ -109,8 +109,8 @@ def run(config: RewardScoreConfig) -> None:
 def _scored(line: dict[str, Any], scores: list[float]) -> str:
     """The line with its scores, as JSON; scores that it came with are kept beside them."""
     name, value = ("score", scores[0]) if len(scores) == 1 else ("scores", scores)
-    before = {f"given_{name}": line[name]} if name in line else {}
-    record = {**before, **line, name: value}
+    given = {f"given_{name}": line[name]} if name in line else {}
+    record = {**line, name: value, **given}
     text = json.dumps(record, ensure_ascii=False)
     # Half a surrogate pair, which a key beside the texts may have, can be spelled and not written.
     return json.dumps(record) if has_half_character(text) else text

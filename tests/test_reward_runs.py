@@ -134,7 +134,7 @@ def test_a_finished_reward_model_goes_on_where_it_was(made, held_out, tmp_path):
 
 def words_of(draw, *, good):
     """Five words of an answer, so many of them `good`."""
-    words = ["good"] * good + draw.choices(("bad", "so", "aye", "no", "mud"), k=5 - good)
+    words = ["good"] * good + draw.choices(("poor", "dull", "grim", "evil", "mean"), k=5 - good)
     draw.shuffle(words)
     return " ".join(words)
 
@@ -158,11 +158,16 @@ def test_it_learns_which_answers_are_good(made, tmp_path, records):
         write_records(tmp_path, name, list(records(draw, n))) for name, n in (("train", 200), ("val", 50))
     ]
     settings = {"train_data_paths": rows[0], "val_data_paths": rows[1], "lr": 5e-3, "train_epochs": 3}
-    settings |= {"micro_batch_size_per_gpu": 16, "gradient_accum_steps": 1, "lr_scheduler": "constant"}
-    done(prefer(made, tmp_path / "before", "reward", **settings | {"lr": 1e-30, "train_epochs": 1}))
+    settings |= {
+        "micro_batch_size_per_gpu": 16,
+        "gradient_accum_steps": 1,
+        "lr_scheduler": "constant",
+        "seed": 1,
+    }
+    done(prefer(made, tmp_path / "before", "reward", **settings | {"lr": 1e-30, "train_steps": 1}))
     done(prefer(made, tmp_path / "out", "reward", **settings))
     before, after = metrics(tmp_path / "before")[-1], metrics(tmp_path / "out")[-1]
-    assert 0.2 < before["val_accuracy"] < 0.8 and after["val_accuracy"] > 0.95
+    assert 0.4 < before["val_accuracy"] < 0.6 and after["val_accuracy"] > 0.95
     assert after["val_margin"] > 1
 
 

@@ -208,6 +208,14 @@ def _score(model: Transformer, texts: Sequence[Encoded]) -> list[float]:
         return model.scores(hidden)[weights > 0].tolist()
 
 
+def normalizer_of(scores: np.ndarray) -> dict[str, float]:
+    """The gain and bias that give scores (n,) mean 0 and deviation 1; refuses those that are all the same."""
+    deviation = scores.std(ddof=1) if len(scores) > 1 else 0.0
+    if not deviation:
+        raise UserError("normalizer: all scores are the same, and nothing gives them a deviation of 1")
+    return {"gain": 1 / deviation, "bias": -scores.mean() / deviation, "samples": len(scores)}
+
+
 def _summarise(config: RewardScoreConfig, records: Sequence[_Record], given: Sequence[list[float]]) -> None:
     scores = np.array([score for own in given for score in own])
     mean, deviation = scores.mean(), scores.std(ddof=1) if len(scores) > 1 else 0.0
@@ -225,8 +233,6 @@ def _summarise(config: RewardScoreConfig, records: Sequence[_Record], given: Seq
         lines.append(f"{len(gaps):,} pairs: {right:.1%} in the data's order, mean gap {np.mean(gaps):.4f}")
     print("\n".join(lines), file=sys.stderr)
     if config.normalizer:
-        if not deviation:
-            raise UserError("normalizer: all scores are the same, and nothing gives them a deviation of 1")
-        made = {"gain": 1 / deviation, "bias": -mean / deviation, "samples": len(scores)}
+        made = normalizer_of(scores)
         config.normalizer.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
         print(f"{config.normalizer}: gain {made['gain']:.6f}, bias {made['bias']:.6f}", file=sys.stderr)

@@ -85,6 +85,15 @@ class Comparisons:
         return float((np.maximum(np.array(common) - 1, 0) * (self.sizes - 1)).sum() / max(apart, 1))
 
     @property
+    def margins_known(self) -> bool:
+        """Whether of any answer it is said how good it is, and not its place alone."""
+        for number, shard in enumerate(self.store.shards):
+            assert shard.scores is not None
+            if np.isfinite(shard.scores[self.store.rows[self.store.shard_of == number]]).any():
+                return True
+        return False
+
+    @property
     def fingerprint(self) -> str:
         """Equal for equal groups in equal order, laid out alike."""
         return f"{self.store.fingerprint}{' shared' * bool(self._shared.any())}{' scored' * self._scored}"

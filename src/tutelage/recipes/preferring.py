@@ -31,6 +31,11 @@ class PreferenceConfig(TuningConfig):
     """jsonl:FILE, local:DIR, hub ids with prompt, chosen, rejected; chosen, rejected; or prompt, answers"""
     share_prompt: bool = False  # compute what the answers to a prompt begin with once for all of them
 
+    @property
+    def has_own_samples(self) -> bool:
+        """Held-out prompts are answered where there are any."""
+        return bool(self.val_data_paths)
+
 
 @dataclass(slots=True)
 class Data:
@@ -70,11 +75,12 @@ def comparisons(
     *,
     scored: bool = False,
     alone: bool = False,
+    margins: bool = False,
 ) -> tuple[Data, Data | None]:
     """The training data and, if there is any, the held-out data, counted aloud and one of it shown.
 
     With `scored` answers are judged by their last token; with `alone` they count one by one, and a record may
-    have a single one.
+    have a single one; with `margins` some record must say by how much an answer is better.
     """
     from tutelage import dist
     from tutelage.data.dataset import prepare
@@ -105,6 +111,11 @@ def comparisons(
             raise UserError(
                 f"{groups.id(int(lonely.argmax()))} has one answer and a label, and nothing to compare it "
                 "with; that is for `tutelage dpo --loss kto`"
+            )
+        if margins and split == "train" and not groups.margins_known:
+            raise UserError(
+                f"use_margins does nothing: no record of {', '.join(paths)} has a margin, or scores of its "
+                "answers"
             )
         say(f"{split} data: {len(groups):,} prompts, {groups.n_answers:,} answers")
         return Data(groups, config, alone)
@@ -138,10 +149,12 @@ def prefer(
     reference: HeldTo | None,
     alone: bool = False,
     scored: bool = False,
+    margins: bool = False,
 ) -> None:
     """Check everything, load, train, export. With a `reference` batches say what it makes of answers.
 
-    With `alone` answers count one by one; with `scored` a model is trained that judges them.
+    With `alone` answers count one by one; with `scored` a model is trained that judges them, with `margins`
+    by as much as records say.
     """
     from tutelage.model.score import with_score_head
     from tutelage.recipes.adapting import origin, start_of
@@ -150,7 +163,7 @@ def prefer(
     from tutelage.recipes.preparing import check_model, check_resume, plan, say, text_of, with_roles
     from tutelage.recipes.reference import beginning_of, start_of_reference
     from tutelage.recipes.run_directory import check_place, open_run
-    from tutelage.recipes.scoring import scorer_of
+    from tutelage.recipes.scoring import answerer_of, scorer_of
     from tutelage.recipes.watching import Watch, sampler_of
 
     device = device_of(config)
@@ -166,7 +179,7 @@ def prefer(
         frozen=config.lora,
     )
     model_config = with_score_head(model_config) if scored else model_config
-    training, held_out = comparisons(config, tokenizer, template, scored=scored, alone=alone)
+    training, held_out = comparisons(config, tokenizer, template, scored=scored, alone=alone, margins=margins)
     loader = training.loader(training=True)
     if loader.deepest > model_config.max_positions:
         say(
@@ -174,12 +187,10 @@ def prefer(
             f"{model_config.max_positions:,}: its config will say {loader.deepest:,}"
         )
         model_config = dataclasses.replace(model_config, max_positions=loader.deepest)
-    shown = (held_out or training).groups
-    sampler = (
-        scorer_of(shown, tokenizer)
-        if scored
-        else sampler_of(config, tokenizer, template, model_config.max_positions)
-    )
+    shown, context = (held_out or training).groups, model_config.max_positions
+    sampler = scorer_of(shown, tokenizer) if scored else sampler_of(config, tokenizer, template, context)
+    if sampler is None and held_out is not None:
+        sampler = answerer_of(config, shown, tokenizer, template, context)
     blueprint = start.blueprint(config, model_config)
     plan(config, blueprint, loader, device)
     if not scored and not config.lora and config.lr == PreferenceConfig.__dataclass_fields__["lr"].default:

@@ -32,6 +32,11 @@ class RewardConfig(PreferenceConfig):
         if self.sample_prompts:
             raise UserError("sample_prompts are for models that write; held-out answers are scored instead")
 
+    @property
+    def has_own_samples(self) -> bool:
+        """Answers of the data are scored."""
+        return True
+
 
 def run(config: RewardConfig) -> None:
     """Train by the ranking loss, on a model with a score head."""
@@ -39,4 +44,4 @@ def run(config: RewardConfig) -> None:
     from tutelage.recipes.preferring import prefer
 
     objective = Ranking(config.use_margins, config.center_rewards_coefficient)
-    prefer(config, "reward", objective, reference=None, scored=True)
+    prefer(config, "reward", objective, reference=None, scored=True, margins=config.use_margins)

@@ -1,18 +1,39 @@
-"""What a reward model makes of held-out answers, in words, while it trains."""
+"""What a model makes of held-out prompts, in words, while it trains: it answers them, or scores answers."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
+from tutelage.data.batch import Sample
 from tutelage.data.groups import Comparisons
 from tutelage.data.ranked import collate_ranked
 from tutelage.model.transformer import Transformer
 from tutelage.objectives.reward import answer_scores
-from tutelage.recipes.watching import Sampler
+from tutelage.recipes.training import TrainingConfig
+from tutelage.recipes.watching import Sampler, answering
+from tutelage.text.pieces import Encoded
+from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer
 
-SHOWN = 2  # prompts whose answers are scored
+SHOWN = 2  # prompts
+
+
+def answerer_of(
+    config: TrainingConfig, groups: Comparisons, tokenizer: Tokenizer, template: Template, context: int
+) -> Sampler:
+    """Answers the first few prompts that leave room for an answer."""
+    prompts: list[Encoded] = []
+    for index in range(len(groups)):
+        sample = groups.store[groups.answers_of(index)[0]]
+        end = _prompt_length(sample)
+        if len(prompts) == SHOWN:
+            break
+        if 0 < end < context:
+            tokens, roles = (np.asarray(values[:end]).tolist() for values in (sample.tokens, sample.roles))
+            prompts.append(Encoded(tokens, [0.0] * end, roles))
+    shown = [tokenizer.decode(prompt.tokens) for prompt in prompts]
+    return answering(config, tokenizer, template, shown, prompts)
 
 
 def scorer_of(groups: Comparisons, tokenizer: Tokenizer) -> Sampler:
@@ -39,5 +60,10 @@ def _texts(groups: Comparisons, index: int, tokenizer: Tokenizer) -> Iterator[tu
     """The prompt and the answer of each answer of a group."""
     for number in groups.answers_of(index):
         sample = groups.store[number]
-        tokens, first = np.asarray(sample.tokens), int(np.argmax(np.asarray(sample.weights) > 0))
-        yield tokenizer.decode(tokens[:first].tolist()), tokenizer.decode(tokens[first:].tolist())
+        tokens, end = np.asarray(sample.tokens), _prompt_length(sample)
+        yield tokenizer.decode(tokens[:end].tolist()), tokenizer.decode(tokens[end:].tolist())
+
+
+def _prompt_length(sample: Sample) -> int:
+    """How many tokens come before the first that is learned."""
+    return int(np.argmax(np.asarray(sample.weights) > 0))

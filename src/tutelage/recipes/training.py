@@ -137,6 +137,7 @@ class TrainingConfig:
             problems.append("wandb is on, but its package is missing: pip install 'tutelage[wandb]'")
         if (
             not self.sample_prompts
+            and not self.has_own_samples
             and self.sample_freq != TrainingConfig.__dataclass_fields__["sample_freq"].default
         ):
             problems.append("sample_freq does nothing without sample_prompts")
@@ -199,6 +200,11 @@ class TrainingConfig:
         if self.lora_dora and self.lora_init == "pissa":
             problems.append("lora_dora and lora_init pissa exclude each other")
         return problems
+
+    @property
+    def has_own_samples(self) -> bool:
+        """Whether a run shows samples without sample_prompts."""
+        return False
 
     def warmup(self, steps: int) -> int:
         """Steps of the warm-up in a run of `steps`."""

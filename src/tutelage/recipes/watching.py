@@ -23,6 +23,7 @@ from tutelage.model.transformer import Transformer
 from tutelage.recipes.training import TrainingConfig
 from tutelage.report.metrics import MetricsFile, TensorBoard, WeightsAndBiases, Writer, read_rows
 from tutelage.report.progress import ProgressBar
+from tutelage.text.pieces import Encoded
 from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.train.ema import EMA
@@ -141,6 +142,9 @@ class Reporter:
         if dist.rank() == 0:
             with (self.directory / "samples.jsonl").open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for writer in self.writers:
+            for number, row in enumerate(rows, start=1):
+                writer.text(trainer.step, f"sample/{number}", f"{row['prompt']}▸{row['text']}")
 
 
 def sampler_of(
@@ -158,6 +162,17 @@ def sampler_of(
             f"sample_prompts has one of {longest} tokens, and the model's context holds {context}, the "
             "answer included; shorten it"
         )
+    return answering(config, tokenizer, template, config.sample_prompts, prompts)
+
+
+def answering(
+    config: TrainingConfig,
+    tokenizer: Tokenizer,
+    template: Template | None,
+    shown: Sequence[str],
+    prompts: Sequence[Encoded],
+) -> Sampler:
+    """What answers prompts, of which each is `shown` in words; the same chance each time."""
     sampling = Sampling(temperature=config.sample_temperature, seed=config.seed)
 
     def sample(model: Transformer) -> list[tuple[str, str]]:
@@ -171,7 +186,7 @@ def sampler_of(
             roles=[prompt.roles for prompt in prompts],
         )
         texts = [tokenizer.decode(completion.tokens) for completion in done]
-        return list(zip(config.sample_prompts, texts, strict=True))
+        return list(zip(shown, texts, strict=True))
 
     return sample
 

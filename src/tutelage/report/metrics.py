@@ -1,9 +1,11 @@
 """Where the numbers of a run go: `metrics.jsonl` and TensorBoard, and Weights & Biases if asked."""
 
 import contextlib
+import html
 import json
 import os
 import socket
+import textwrap
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +13,7 @@ from typing import Any, Protocol
 
 class Writer(Protocol):
     def write(self, step: int, values: dict[str, float]) -> None: ...
+    def text(self, step: int, tag: str, text: str) -> None: ...
     def close(self) -> None: ...
 
 
@@ -29,18 +32,22 @@ class MetricsFile:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
 
+    def text(self, step: int, tag: str, text: str) -> None:
+        """Nothing: texts have a file of their own."""
+
     def close(self) -> None:
         self._file.close()
 
 
 class TensorBoard:
-    """Scalars for `tensorboard --logdir OUT/tensorboard`; what lies past `step` is not shown.
+    """Scalars and texts for `tensorboard --logdir OUT/tensorboard`; what lies past `step` is not shown.
 
     Written here and not by SummaryWriter: its thread keeps events for two minutes, which a kill would take.
     """
 
     def __init__(self, directory: Path, *, step: int = 0):
         from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.plugins.text.summary_v2 import text_pb
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         directory.mkdir(parents=True, exist_ok=True)
@@ -48,6 +55,7 @@ class TensorBoard:
         self._records = RecordWriter((directory / name).open("xb"))
         self._event: Any = vars(event_pb2)["Event"]  # protobuf makes these classes at import
         self._summary: Any = vars(summary_pb2)["Summary"]
+        self._text_summary = text_pb
         self._write(self._event(file_version="brain.Event:2"))
         start = vars(event_pb2)["SessionLog"](status="START")  # from here on what went before is void
         self._write(self._event(step=step + 1, session_log=start))
@@ -59,6 +67,11 @@ class TensorBoard:
             summary.value.add(tag=name, simple_value=value)
         self._write(self._event(step=step, summary=summary))
 
+    def text(self, step: int, tag: str, text: str) -> None:
+        """One event of TensorBoard's text plugin, indented: it reads Markdown, and shows that as it is."""
+        indented = textwrap.indent(text, "    ", lambda line: True)
+        self._write(self._event(step=step, summary=self._text_summary(tag, indented)))
+
     def close(self) -> None:
         self._records.close()
 
@@ -69,15 +82,20 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Scalars for wandb, an optional dependency."""
+    """Scalars and texts for wandb, an optional dependency."""
 
     def __init__(self, *, project: str, entity: str | None, group: str | None, name: str):
         import wandb  # type: ignore[import-not-found]
 
         self._run = wandb.init(project=project, entity=entity, group=group, name=name)
+        self._html = wandb.Html
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)
+
+    def text(self, step: int, tag: str, text: str) -> None:
+        """The text as it is: wandb shows pages."""
+        self._run.log({tag: self._html(f"<pre>{html.escape(text)}</pre>")}, step=step)
 
     def close(self) -> None:
         self._run.finish()

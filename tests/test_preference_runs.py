@@ -220,3 +220,39 @@ def test_config_and_flags_say_the_same(made, tmp_path):
     done(again)
     assert metrics(tmp_path / "out") == metrics(tmp_path / "again")
     assert json.loads((tmp_path / "out" / "model" / "config.json").read_text())["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("stage", ["dpo", "simpo"])
+def test_held_out_prompts_are_answered_as_samples(made, held_out, tmp_path, stage):
+    """The first two, up to where their answers begin, as `generate` answers them; and they change nothing."""
+    settings = {"val_data_paths": held_out, "share_prompt": "true"}
+    watched = {"sample_freq": 2, "sample_tokens": 6, "sample_temperature": 0}
+    ended = done(prefer(made, tmp_path / "out", stage, **settings | watched))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").open()]
+    assert [row["step"] for row in rows] == [2, 2, 4, 4, 5, 5]
+    assert [row["prompt"] for row in rows[-2:]] == [
+        "user\nfirst\nassistant\nsecond\nuser\nquestion 20 \nassistant\n",
+        "user\nquestion 21 and more \nassistant\n",
+    ]
+    assert all(f"{row['prompt']}▸{row['text']}" in ended.err for row in rows)
+    asked = [pair(20)["prompt"], [{"role": "user", "content": pair(21)["prompt"]}]]
+    asks = write_records(tmp_path, "ask", [{"messages": messages} for messages in asked])
+    words = ["--input", asks.removeprefix("jsonl:"), "--output", tmp_path / "said", "--max_new_tokens", 6]
+    done(["generate", tmp_path / "out", *words])
+    said = [json.loads(line)["messages"][-1]["content"] for line in (tmp_path / "said").open()]
+    assert said == [row["text"] for row in rows[-2:]]
+    done(prefer(made, tmp_path / "alone", stage, **settings))
+    assert metrics(tmp_path / "alone") == metrics(tmp_path / "out")
+
+
+def test_prompts_of_ones_own_replace_those_held_out_and_without_either_there_are_no_samples(
+    made, held_out, tmp_path
+):
+    own = {"sample_prompts": "hi", "sample_tokens": 3, "train_steps": 1}
+    done(prefer(made, tmp_path / "own", "dpo", val_data_paths=held_out, **own))
+    (row,) = [json.loads(line) for line in (tmp_path / "own" / "samples.jsonl").open()]
+    assert row["prompt"] == "hi"
+    done(prefer(made, tmp_path / "none", "dpo", train_steps=1))
+    assert not (tmp_path / "none" / "samples.jsonl").exists()
+    ended = run(*prefer(made, tmp_path / "no", "dpo", sample_freq=2))
+    assert refused(ended) == "dpo: sample_freq does nothing without sample_prompts"

@@ -6,6 +6,7 @@ Each line of pairs.jsonl holds {"prompt": "...", "chosen": "...", "rejected": ".
 {"chosen": [messages], "rejected": [messages]}, or {"prompt", "answers"} from best to worst. The reference is
 the model as it begins: a frozen copy; with --lora the model without its adapters; with
 --precompute_reference read once, so that training holds one model. OUT/model, or OUT/adapter, as from sft.
+Every --sample_freq steps the first held-out prompts are answered, or --sample_prompts.
 """
 
 from __future__ import annotations

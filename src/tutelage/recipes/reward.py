@@ -5,7 +5,7 @@
 Data are those of `tutelage dpo`: pairs, or up to 255 ranked answers to a prompt, of which all ordered pairs
 count. MODEL loses its language-model head and gets one that gives a score; or it has one and goes on.
 OUT/model is what transformers calls ...ForSequenceClassification, with one label; `tutelage reward score OUT`
-scores a file with it.
+scores a file with it. Every --sample_freq steps answers to the first held-out prompts are scored.
 """
 
 from __future__ import annotations

@@ -256,3 +256,11 @@ def test_prompts_of_ones_own_replace_those_held_out_and_without_either_there_are
     assert not (tmp_path / "none" / "samples.jsonl").exists()
     ended = run(*prefer(made, tmp_path / "no", "dpo", sample_freq=2))
     assert refused(ended) == "dpo: sample_freq does nothing without sample_prompts"
+
+
+def test_a_held_out_prompt_that_leaves_no_room_for_an_answer_is_passed_over(made, tmp_path):
+    records = [{"prompt": prompt, "chosen": "yes", "rejected": "no"} for prompt in ("long " * 80, "a", "b")]
+    settings = {"val_data_paths": write_records(made.place, "long", records), "max_seq_len": 600}
+    done(prefer(made, tmp_path / "out", "dpo", **settings, train_steps=1, sample_tokens=3))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").open()]
+    assert [row["prompt"] for row in rows] == ["user\na\nassistant\n", "user\nb\nassistant\n"]

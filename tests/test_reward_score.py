@@ -1,6 +1,7 @@
 """`tutelage reward score`: what it scores, what it adds to a line, what it says, and what it refuses."""
 
 import json
+import shutil
 import time
 
 import numpy as np
@@ -231,6 +232,16 @@ def test_what_is_not_there_or_in_the_way_is_named_before_anything_is_scored(made
         assert message in refused(ended) and ended.out == "", words
     assert there.read_text() == "old"
     assert score(made, rows, "--output", there, "--overwrite").code == 0 and "score" in there.read_text()
+
+
+def test_an_output_that_cannot_be_opened_is_told_before_weights_are_read(made, tmp_path):
+    """The model's weights are gone, which nobody notices; nothing can be created in /proc."""
+    shutil.copytree(made.place / "judge", tmp_path / "torn")
+    (tmp_path / "torn" / "model.safetensors").unlink()
+    rows = lines_file(tmp_path, [messages(1)])
+    told = refused(score(made, rows, "--output", "/proc/scored.jsonl", model=tmp_path / "torn"))
+    assert told == "output: cannot write /proc/scored.jsonl: no such file or directory"
+    assert "model.safetensors" in refused(score(made, rows, model=tmp_path / "torn"))
 
 
 def test_scores_without_a_spread_have_no_normalizer(made, tmp_path):

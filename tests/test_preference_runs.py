@@ -235,7 +235,7 @@ def test_torchllms_documented_commands_parse(stage):
     words = (
         "--ckpt_paths checkpoints/llama3.1_8b_instruct/consolidated.00.pth --lr 5e-7 --lr_scheduler cosine "
         "--template_config llama3_instruct.yaml --train_data_paths jsonl:examples.jsonl --train_epochs 1 "
-        "--max_seq_len 1024 --micro_batch_size_per_gpu 1 --gradient_accum_steps 8 --output_dir outputs/example "
+        "--max_seq_len 1024 --micro_batch_size_per_gpu 1 --gradient_accum_steps 8 --output_dir outputs/dpo "
         f"--lora --lora_rank 16 --lora_alpha 16 --lora_dropout 0.0 {DOCUMENTED[stage]}"
     )
     name, config = configure([stage, *words.split()])

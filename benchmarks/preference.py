@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.race import Contestant, race
+from benchmarks.race import Contestant, median_ratio, race
 
 SEED = 0
 CASES = {
@@ -88,8 +88,14 @@ def contestants(case: str, method: str, peers: str, *, precomputed: bool, tiny: 
     """Each keeps the pace of benchmarks/pace.py and takes a case and a method."""
     words = [case, method, *(["--tiny"] if tiny else [])]
     trl = [peers, "-m", "benchmarks.preference_peer", *words]
-    field = [Contestant("TRL DPOTrainer", trl)]
+    ours = [sys.executable, "-m", "benchmarks.preference_ours", *words]
+    field = [
+        Contestant("tutelage", ours),
+        Contestant("tutelage --share_prompt", [*ours, "--share_prompt"]),
+        Contestant("TRL DPOTrainer", trl),
+    ]
     if precomputed:
+        field.insert(2, Contestant("tutelage, reference known before", [*ours, "--precomputed"]))
         field.append(Contestant("TRL DPOTrainer, reference known before", [*trl, "--precomputed"]))
     return field
 
@@ -98,6 +104,14 @@ def row(contestant: Contestant, n_pairs: int, clock: str) -> str:
     """A line of the table; `n_pairs` are those of a round."""
     seconds = statistics.median(contestant.times(clock))
     return f"| {contestant.name} | {n_pairs / seconds:.3f} | {contestant.peak_mb:,.0f} |"
+
+
+def verdict(contestant: Contestant, peer: Contestant, clock: str) -> str:
+    """How many times as fast as the peer, round by round, and with what share of its memory."""
+    ratio = median_ratio(contestant.times(clock), peer.times(clock))
+    return (
+        f"{contestant.name}: {ratio:.2f} x {peer.name}, {contestant.peak_mb / peer.peak_mb:.2f} of its memory"
+    )
 
 
 def main() -> None:
@@ -112,7 +126,9 @@ def main() -> None:
         race(field, rounds=words.rounds, steps=None, threads=words.threads, deadline=end)
         print(f"\n| {case}, {method} | pairs a second ({words.clock}) | peak MB |\n|---|---|---|")
         print("\n".join(row(each, of.pairs, words.clock) for each in field), flush=True)
-        print()
+        peer = next(each for each in field if each.name.startswith("TRL"))
+        ours = [each for each in field if each.name.startswith("tutelage")]
+        print("\n".join(["", *(verdict(each, peer, words.clock) for each in ours), ""]), flush=True)
 
 
 def _words() -> argparse.Namespace:

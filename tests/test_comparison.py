@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 import pytest
+from tiny_pairs import pair, ranked, write_records
+from tiny_runs import material, refused, run
 from tiny_tokenizer import tiny_tokenizer
 
 from tutelage.data.comparison import UNKNOWN, comparison_fault, read_comparison
@@ -210,3 +212,27 @@ def test_groups_are_the_answers_of_a_line_and_count_their_positions(tmp_path):
     assert [s.rank for s in apart.group(1)] == [0, 1, 1] and [s.score for s in apart.group(1)] == [3, 2, 2]
     assert [s.rank for s in apart.group(2)] == [1] and math.isnan(apart.group(2)[0].score)
     assert math.isnan(UNKNOWN)
+
+
+def test_data_show_shows_answers_record_by_record(tmp_path):
+    made = material(tmp_path)
+    rows = write_records(tmp_path, "rows", [pair(0), ranked(1), pair(3)])
+    words = ["data", "show", "--train_data_paths", rows, "--ckpt_paths", made.model]
+    ended = run(*words, "--cache_dir", tmp_path / "cache", "--num_samples", 9)
+    assert ended.code == 0, ended.err
+    assert [ended.out.count(f"┌─ 0-{line}: ") for line in (1, 2, 3)] == [2, 3, 2]
+    assert "7 answers, " in ended.out
+    one = run(*words, "--cache_dir", tmp_path / "cache", "--ids", "0-2")
+    assert one.out.count("┌─ 0-2: ") == 3 and "┌─ 0-1: " not in one.out
+    split = run(*words, "--too_long", "split")
+    assert refused(split) == "too_long is split, and answers that are compared are truncated or dropped"
+
+
+def test_comparisons_given_to_sft_are_sent_elsewhere(tmp_path):
+    made = material(tmp_path)
+    rows = write_records(tmp_path, "rows", [pair(0)])
+    message = refused(run(*made.sft(tmp_path / "out", train_data_paths=rows)))
+    assert (
+        "no messages; the object has 'prompt', 'chosen', 'rejected'; answers to compare are for dpo"
+        in message
+    )

@@ -7,6 +7,8 @@ import pytest
 from tiny_pairs import labelled, pair, prefer, ranked, write_records
 from tiny_runs import differences, leavings, material, metrics, refused, run, watched
 
+from tutelage.cli import configure
+
 FULL_LN2 = math.log(2)
 
 
@@ -264,3 +266,21 @@ def test_a_held_out_prompt_that_leaves_no_room_for_an_answer_is_passed_over(made
     done(prefer(made, tmp_path / "out", "dpo", **settings, train_steps=1, sample_tokens=3))
     rows = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").open()]
     assert [row["prompt"] for row in rows] == ["user\na\nassistant\n", "user\nb\nassistant\n"]
+
+
+DOCUMENTED = {
+    "dpo": "--dpo_beta 0.01",
+    "simpo": "--simpo_beta 1.0 --simpo_gamma 1.0",
+}
+
+
+@pytest.mark.parametrize("stage", DOCUMENTED)
+def test_torchllms_documented_commands_parse(stage):
+    words = (
+        "--ckpt_paths checkpoints/llama3.1_8b_instruct/consolidated.00.pth --lr 5e-7 --lr_scheduler cosine "
+        "--template_config llama3_instruct.yaml --train_data_paths jsonl:examples.jsonl --train_epochs 1 "
+        "--max_seq_len 1024 --micro_batch_size_per_gpu 1 --gradient_accum_steps 8 --output_dir outputs/dpo "
+        f"--lora --lora_rank 16 --lora_alpha 16 --lora_dropout 0.0 {DOCUMENTED[stage]}"
+    )
+    name, config = configure([stage, *words.split()])
+    assert name == stage and config.lr == 5e-7 and config.lora_alpha == 16

@@ -70,7 +70,7 @@ def test_bits_per_byte_are_nats_over_the_bytes_that_were_predicted(place, tmp_pa
     predicted = sum(int(counts[tokens[1:]].sum()) for tokens in encoded)
     nats = last["val_loss"] * sum(map(len, encoded))
     assert last["val_bits_per_byte"] == pytest.approx(nats / math.log(2) / predicted, rel=1e-5)
-    assert f"{last['val_bits_per_byte']:.4f} bits per byte" in ended.err
+    assert f"bits per byte {last['val_bits_per_byte']:.4f}" in ended.err
 
 
 def test_samples_are_said_and_kept_and_change_nothing(place, tmp_path):

@@ -251,7 +251,8 @@ def _fault(source: Source, raw: bytes) -> str | None:
         return f"not an object with {key}"
     if key not in record:
         keys = ", ".join(map(repr, list(record)[:5])) or "no keys"
-        return f"no {key}; the object has {keys}"
+        hint = "; answers to compare are for dpo, simpo and reward" if "chosen" in record else ""
+        return f"no {key}; the object has {keys}{hint}"
     return message_faults(record[key]) if source.kind == "jsonl" else _fault_of_text(key, record[key])
 
 

@@ -4,6 +4,7 @@
 
 MODEL gives the tokenizer and, unless --template_config names one, the chat template; weights are not read.
 Rows are named as messages about them name them, `<path>-<line>`: --ids 0-17 shows line 17 of the first path.
+Records that compare answers, as dpo and reward take them, are shown answer by answer.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def run(config: DataShowConfig) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from tutelage.data.comparison import compares
     from tutelage.data.cut import cut
     from tutelage.data.dataset import encode_paths
     from tutelage.data.saved import as_files
@@ -82,7 +84,10 @@ def run(config: DataShowConfig) -> None:
         log=log,
         flag="--train_data_splits",
     )
-    tokenizer, template = _text_of(config, files)
+    ranked = all(compares(Path(file.removeprefix("jsonl:"))) for file in files)
+    if ranked and config.too_long == "split":
+        raise UserError("too_long is split, and answers that are compared are truncated or dropped")
+    tokenizer, template = _text_of(config, files, ranked=ranked)
     store, faults = encode_paths(
         files,
         num_samples=config.train_num_samples,
@@ -92,21 +97,23 @@ def run(config: DataShowConfig) -> None:
         workers=config.num_data_workers,
         cache_dir=config.cache_dir,
         log=log,
+        ranked=ranked,
     )
-    kept, report = cut(store, max_seq_len=config.max_seq_len, too_long=config.too_long, faults=faults)
+    length, too_long = config.max_seq_len, config.too_long
+    kept, report = cut(store, max_seq_len=length, too_long=too_long, faults=faults, ranked=ranked)
     console = Console()
     _show(config, store, kept, tokenizer, console)
     for line in ["", *histogram(store.lengths, limit=config.max_seq_len + 1), "", *report.lines()]:
         show_line(console, Text(line))
 
 
-def _text_of(config: DataShowConfig, files: list[str]) -> tuple[Tokenizer, Template | None]:
+def _text_of(config: DataShowConfig, files: list[str], *, ranked: bool) -> tuple[Tokenizer, Template | None]:
     """The tokenizer, and a template if there are conversations to render."""
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.data.read import parse_sources
     from tutelage.text.template import Template
 
-    sources = parse_sources(files)
+    sources = parse_sources(files, ranked=ranked)
     tokenizer = load_tokenizer(config.ckpt_paths[0])
     if all(source.kind == "text" for source in sources):
         return tokenizer, None
@@ -125,9 +132,11 @@ def _show(
     if not config.ids:
         shown = kept if len(kept) else store  # all dropped: seeing why is what the person is here for
         chosen = np.random.default_rng(config.seed).permutation(len(shown))[: config.num_samples]
-        show_samples(shown, sorted(chosen.tolist()), tokenizer, console)
+        named = {shown.id(index) for index in chosen.tolist()}
+        whole = [index for name, places in _places(shown).items() if name in named for index in places]
+        show_samples(shown, whole, tokenizer, console)
         return
-    places = [{name: at for at, name in enumerate(each.ids)} for each in (kept, store)]
+    places = [_places(each) for each in (kept, store)]
     unknown = [name for name in config.ids if not any(name in each for each in places)]
     if unknown:
         raise UserError(
@@ -135,6 +144,14 @@ def _show(
         )
     for name in config.ids:
         if name in places[0]:
-            show_samples(kept, [places[0][name]], tokenizer, console)
+            show_samples(kept, places[0][name], tokenizer, console)
         else:
-            show_samples(store, [places[1][name]], tokenizer, console, note=" (would be dropped)")
+            show_samples(store, places[1][name], tokenizer, console, note=" (would be dropped)")
+
+
+def _places(store: SampleStore) -> dict[str, list[int]]:
+    """Where the documents of each id stand: one, or the answers to one prompt."""
+    places: dict[str, list[int]] = {}
+    for index, name in enumerate(store.ids):
+        places.setdefault(name, []).append(index)
+    return places

@@ -9,7 +9,10 @@ from typing import Any
 
 # title, unit, and the metrics drawn together, with how each is called
 _CURVES = (
-    ("Loss", "nats a token", {"loss": "training", "val_loss": "held out"}),
+    ("Loss", "", {"loss": "training", "val_loss": "held out"}),
+    ("Accuracy", "pairs in the data's order", {"accuracy": "training", "val_accuracy": "held out"}),
+    ("Margin", "better - worse", {"margin": "training", "val_margin": "held out"}),
+    ("Divergence from the reference", "nats a token", {"val_kl": "held out"}),
     ("Learning rate", "", {"lr": "learning rate"}),
     ("Gradient norm", "before clipping", {"grad_norm": "gradient norm"}),
     ("Speed", "tokens a second", {"tokens_per_second": "tokens a second"}),
@@ -24,7 +27,12 @@ _STYLE = (
 def write_report(directory: Path, *, title: str, facts: Mapping[str, Any]) -> Path:
     """Draw the run in `directory` from its metrics.jsonl and config.yaml; returns the page's path."""
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    curves = "".join(f"<h2>{name}</h2>{draw(rows, name, unit, keys)}" for name, unit, keys in _CURVES)
+    known = {key for row in rows for key in row}
+    curves = "".join(
+        f"<h2>{name}</h2>{draw(rows, name, unit, keys)}"
+        for name, unit, keys in _CURVES
+        if known & keys.keys()
+    )
     table = "".join(f"<tr><td>{_escape(k)}</td><td>{_escape(v)}</td></tr>" for k, v in facts.items())
     config = _escape((directory / "config.yaml").read_text(encoding="utf-8"))
     page = directory / "report.html"

@@ -70,8 +70,9 @@ class ProgressBar:
         self._pace = self._pace * STEADINESS + pace * (1 - STEADINESS) if self._pace else pace
         memory = peak_memory()
         mfu = f"  MFU {metrics['mfu']:.0%}" if "mfu" in metrics else ""
+        right = f"  accuracy {metrics['accuracy']:.2f}" if "accuracy" in metrics else ""
         numbers = (
-            f"loss {metrics['loss']:.4f}  lr {metrics['lr']:.2e}  norm {metrics['grad_norm']:.2f}  "
+            f"loss {metrics['loss']:.4f}{right}  lr {metrics['lr']:.2e}  norm {metrics['grad_norm']:.2f}  "
             f"{self._rate:,.0f} tokens/s{mfu}  {memory / 2**30:.2f} GiB"
         )
         if self.console.is_terminal:

@@ -49,20 +49,6 @@ class RewardScoreConfig(LoadedConfig):
         if self.tokens_at_once < 1:
             problems.append(f"tokens_at_once is {self.tokens_at_once}, must be at least 1")
         problems += quant_problems(self.quant, self.quant_double)
-        for name in ("output", "normalizer"):
-            path = getattr(self, name)
-            if path is None:
-                continue
-            if path.resolve() == self.input.resolve():
-                problems.append(f"{name} would overwrite input")
-            elif path.is_dir():
-                problems.append(f"{name}: {path} is a directory; name a file in it")
-            elif not path.parent.is_dir():
-                problems.append(f"{name}: there is no directory {path.parent} to write {path.name} in")
-            elif path.exists() and not self.overwrite:
-                problems.append(f"{path} exists; give --overwrite to replace it, or another --{name}")
-        if self.output and self.normalizer and self.output.resolve() == self.normalizer.resolve():
-            problems.append("normalizer would overwrite output")
         if problems:
             raise UserError("\n  ".join(problems))
 
@@ -82,6 +68,7 @@ def run(config: RewardScoreConfig) -> None:
     """Score line by line; at the end say how the scores lie, and how often their order is the data's."""
     from tutelage.recipes.chain import chain_of, shape_of
 
+    _check_places(config)
     shape = shape_of(chain_of(config.ckpt_paths))
     if shape.head != "score":
         raise UserError(
@@ -104,6 +91,27 @@ def run(config: RewardScoreConfig) -> None:
     if output is not None:
         output.close()
     _summarise(config, records, given)
+
+
+def _check_places(config: RewardScoreConfig) -> None:
+    """Refuse what cannot be written, or should not be, before anything is read."""
+    problems = []
+    for name in ("output", "normalizer"):
+        path = getattr(config, name)
+        if path is None:
+            continue
+        if path.resolve() == config.input.resolve():
+            problems.append(f"{name} would overwrite input")
+        elif path.is_dir():
+            problems.append(f"{name}: {path} is a directory; name a file in it")
+        elif not path.parent.is_dir():
+            problems.append(f"{name}: there is no directory {path.parent} to write {path.name} in")
+        elif path.exists() and not config.overwrite:
+            problems.append(f"{path} exists; give --overwrite to replace it, or another --{name}")
+    if config.output and config.normalizer and config.output.resolve() == config.normalizer.resolve():
+        problems.append("normalizer would overwrite output")
+    if problems:
+        raise UserError("\n  ".join(problems))
 
 
 def _scored(line: dict[str, Any], scores: list[float]) -> str:

@@ -152,6 +152,7 @@ def test_only_what_comes_after_the_prompt_is_learned(tmp_path):
 
 
 def test_a_pair_that_loses_an_answer_goes_whole(tmp_path):
+    """Rows without a label made torchllms' losses NaN (defect 1.13.10)."""
     records = [
         {"prompt": "q", "chosen": "good", "rejected": "bad"},
         {"prompt": "w " * 80, "chosen": "long prompt", "rejected": "nothing of it fits"},

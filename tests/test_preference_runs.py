@@ -112,6 +112,22 @@ def test_the_first_loss_is_ln_2_whatever_the_reference_is(made, tmp_path):
     assert abs(losses(tmp_path / "other")[0] - FULL_LN2) > 1e-3
 
 
+def test_fresh_role_embeddings_are_the_references_too(made, tmp_path):
+    """However it is made; and a table of that reference is not one of the model without them."""
+    fresh = {"use_role_embeddings": "true", "role_embeddings_init": "gaussian:0.5"}
+    start = {"train_steps": 1, "cache_dir": tmp_path / "cache"}
+    once = {"precompute_reference": "true"}
+    for name, settings in {
+        "copy": fresh,
+        "lora": fresh | {"lora": "true"},
+        "read once": fresh | once,
+        "read once by another seed": fresh | once | {"seed": 5},
+        "read once without": once,
+    }.items():
+        done(prefer(made, tmp_path / name, "dpo", **start | settings))
+        assert losses(tmp_path / name) == pytest.approx([FULL_LN2], abs=1e-6), name
+
+
 def test_an_adapter_that_goes_on_is_held_to_what_it_was(made, tmp_path):
     """With --lora_continue the reference is the tuned model, not the bare one under its adapter."""
     done(made.sft(tmp_path / "tuned", lora="true", lora_rank=4, lr=3e-2))

@@ -148,7 +148,7 @@ def prefer(
     from tutelage.recipes.fitting import building_device, device_of, fit
     from tutelage.recipes.handing_over import hand_over
     from tutelage.recipes.preparing import check_model, check_resume, plan, say, text_of, with_roles
-    from tutelage.recipes.reference import beginning_of, start_of_reference
+    from tutelage.recipes.reference import beginning_of, fingerprint_of_reference
     from tutelage.recipes.run_directory import check_place, open_run
     from tutelage.recipes.scoring import scorer_of
     from tutelage.recipes.watching import Watch, sampler_of
@@ -188,7 +188,7 @@ def prefer(
         )
     begun = origin(config, start, blueprint) or {}
     if reference:
-        begun["reference"] = start_of_reference(config, reference).fingerprint
+        begun["reference"] = fingerprint_of_reference(config, reference)
     check_resume(config, blueprint, loader, begun)
     if config.dry_run:
         return

@@ -20,7 +20,7 @@ from tutelage.data.ranked import RankedBatch
 from tutelage.errors import UserError
 from tutelage.model.adapters import adapter_values, holding, trained_beside, without_adapters
 from tutelage.model.score import refuse_score_head
-from tutelage.model.transformer import Transformer
+from tutelage.model.transformer import Transformer, add_role_embeddings_
 from tutelage.objectives.base import kl_divergence, learned_positions
 from tutelage.objectives.preference import answer_logps
 from tutelage.recipes.adapting import Start
@@ -86,7 +86,7 @@ def beginning_of(
         if lasting:
             beginning.annotate = annotated(judging, model, device)
         elif reference:
-            made_by = [start_of_reference(config, held_to).fingerprint, config.precision]
+            made_by = [fingerprint_of_reference(config, held_to), config.precision]
             made_by += [config.quant, str(config.quant_double)]
             sets = [data for data in (training, held_out) if data]
             tables = [precomputed(config.cache_dir, made_by, judging, data, device) for data in sets]
@@ -102,6 +102,14 @@ def start_of_reference(config: PreferenceConfig, reference: HeldTo) -> Start:
     names = reference.ckpt_paths or config.ckpt_paths
     chain = chain_of(names)
     return Start(chain.base, chain.adapters, None, chain.text, tuple(names), chain.name)
+
+
+def fingerprint_of_reference(config: PreferenceConfig, reference: HeldTo) -> str:
+    """What tells this reference from others: its files, and the role embeddings it begins with beside them."""
+    start = start_of_reference(config, reference)
+    if reference.ckpt_paths or config.role_embeddings_init == "zeros" or start.shape().role_embeddings:
+        return start.fingerprint
+    return f"{start.fingerprint} roles {config.role_embeddings_init} seed {config.seed}"
 
 
 def _reference(
@@ -127,6 +135,9 @@ def _reference(
         quantization=rounding,
     ).requires_grad_(False)
     refuse_score_head(other.config, found.names[-1])
+    if not held_to.ckpt_paths and model.config.role_embeddings and not other.config.role_embeddings:
+        add_role_embeddings_(other, config.role_embeddings_init, seed=config.seed)
+        other.requires_grad_(False)  # the table that the policy begins with is the reference's too
     other.attention_impl = config.attention_impl
     if other.config.vocab_size != model.config.vocab_size:
         raise UserError(

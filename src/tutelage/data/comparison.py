@@ -21,6 +21,7 @@ UNKNOWN = math.nan  # the score of an answer of which only the place is known
 _SHAPES = "chosen and rejected, prompt and answers, or prompt, completion and label"
 _MARKS = {"chosen", "rejected", "answers", "label"}
 MOST_ANSWERS = 255  # to a prompt
+MOST_SCORE = 1e30  # which float32 still holds the difference of two of
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def comparison_fault(record: Any) -> str | None:
             return fault
         if not answer or answer[-1]["role"] != "assistant":
             return "an answer does not end with the assistant"
-    if any(answer == comparison.answers[0] for answer in comparison.answers[1:]):
+    if len({json.dumps(answer, sort_keys=True) for answer in comparison.answers}) < len(comparison.answers):
         return "two answers are the same, so neither is better"
     return None
 
@@ -142,7 +143,9 @@ def _fault_of_answers(record: dict[str, Any]) -> str | None:
 def _fault_of_number(value: Any, key: str) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return f"its {key} has {kind_of(value)}, not a number"
-    return None if math.isfinite(value) else f"its {key} has {value}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"its {key} has {value}"
+    return None if abs(value) <= MOST_SCORE else f"its {key} has a number beyond {MOST_SCORE:g}"
 
 
 def _no_common_prompt(record: dict[str, Any]) -> str:

@@ -58,6 +58,7 @@ class Reference:
     def __call__(self, batch: RankedBatch) -> Tensor:
         """log p(answer) of each answer, (A,) float32."""
         self.model.eval()
+        reshard(self.model)  # gathered weights, which a forward pass leaves, have no share to put others into
         with self.inside():
             logps = answer_logps(self.model, batch)
             reshard(self.model)  # gathered weights may be others than outside
@@ -105,7 +106,7 @@ def start_of_reference(config: PreferenceConfig, reference: HeldTo) -> Start:
 
 
 def fingerprint_of_reference(config: PreferenceConfig, reference: HeldTo) -> str:
-    """What tells this reference from others: its files, and the role embeddings it begins with beside them."""
+    """What tells this reference from others: its files, and the role embeddings that it begins with."""
     start = start_of_reference(config, reference)
     if reference.ckpt_paths or config.role_embeddings_init == "zeros" or start.shape().role_embeddings:
         return start.fingerprint

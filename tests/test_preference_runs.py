@@ -92,6 +92,19 @@ def test_a_table_of_another_model_or_of_other_data_is_not_taken(made, tmp_path):
     assert "answers once" in done(prefer(made, tmp_path / "damaged", "dpo", **settings)).err
 
 
+def test_a_cache_that_cannot_keep_a_reference_is_named_before_it_is_read(made, tmp_path):
+    settings = {"cache_dir": tmp_path, "precompute_reference": "true", "train_steps": 1}
+    (tmp_path / "reference").write_text("no directory")
+    ended = run(*prefer(made, tmp_path / "out", "dpo", **settings))
+    told = (
+        f"cannot keep the reference's log-probabilities in {tmp_path / 'reference'}: File exists; free it or "
+    )
+    assert refused(ended) == told + "pass another --cache_dir" and "answers once" not in ended.err
+    (tmp_path / "reference").unlink()
+    done(prefer(made, tmp_path / "out", "dpo", "--overwrite", **settings))
+    assert [path.suffix for path in (tmp_path / "reference").iterdir()] == [".npy"]
+
+
 def test_the_first_loss_is_ln_2_whatever_the_reference_is(made, tmp_path):
     """A policy that is its reference prefers nothing; torchllms' reference read no roles (defect 1.13.7)."""
     roles = tmp_path / "roles"

@@ -34,6 +34,7 @@ SHAPES = [
         "rejected": [_user("hi"), _assistant("bad")],
     },
     {"prompt": "hi", "answers": ["good", "bad"]},
+    {"prompt": "hi", "chosen": "good", "rejected": "bad", "label": "helpful"},
 ]
 
 

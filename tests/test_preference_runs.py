@@ -62,10 +62,10 @@ def test_interrupted_and_resumed_is_unbroken(made, held_out, tmp_path, monkeypat
 def test_a_reference_read_once_is_the_live_one(made, held_out, tmp_path, loss):
     live, once, again = (tmp_path / name for name in ("live", "once", "again"))
     settings = {"loss": loss, "val_data_paths": held_out, "cache_dir": tmp_path / "cache"}
-    done(prefer(made, live, "dpo", **settings))
+    assert "reference: a second model takes 0.1 MiB more" in done(prefer(made, live, "dpo", **settings)).err
     settings["precompute_reference"] = "true"
     first = done(prefer(made, once, "dpo", **settings))
-    assert "reference: reading 40 answers once" in first.err
+    assert "reference: reading 40 answers once" in first.err and "a second model" not in first.err
     second = done(prefer(made, again, "dpo", **settings))
     assert "reading 40 answers" not in second.err and "log-probabilities of 40 answers, kept in" in second.err
     for row, other in zip(metrics(live), metrics(once), strict=True):

@@ -68,7 +68,7 @@ def comparison_fault(record: Any) -> str | None:
 
 def read_comparison(record: dict[str, Any]) -> Comparison:
     """The comparison in a record that has no fault, or one of its messages."""
-    if "label" in record:
+    if _is_labelled(record):
         prompt, answer = _messages(record["prompt"], "user"), _messages(record["completion"], "assistant")
         return Comparison(prompt, [answer], [0 if record["label"] else 1], [UNKNOWN])
     if "answers" in record:
@@ -91,8 +91,13 @@ def read_comparison(record: dict[str, Any]) -> Comparison:
     return Comparison(prompt, [chosen, rejected], [0, 1], scores)
 
 
+def _is_labelled(record: dict[str, Any]) -> bool:
+    """Whether it is one answer, liked or not; data sets of pairs may have a label of another meaning."""
+    return "label" in record and not {"chosen", "rejected", "answers"} & record.keys()
+
+
 def _fault_of_shape(record: dict[str, Any]) -> str | None:
-    if "label" in record:
+    if _is_labelled(record):
         return _fault_of_keys(record, ("prompt", "completion")) or (
             None
             if isinstance(record["label"], bool)

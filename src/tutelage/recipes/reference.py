@@ -48,6 +48,10 @@ class HeldTo:
     ckpt_paths: tuple[str, ...]  # none: that which training starts from
     precompute: bool = False
 
+    def stands_beside(self, config: PreferenceConfig) -> bool:
+        """Whether a second model stays in memory for the whole run."""
+        return not self.precompute and bool(self.ckpt_paths or not config.lora)
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:

@@ -34,6 +34,7 @@ SHAPES = [
         "rejected": [_user("hi"), _assistant("bad")],
     },
     {"prompt": "hi", "answers": ["good", "bad"]},
+    {"prompt": "hi", "chosen": "good", "rejected": "bad", "label": "helpful"},
 ]
 
 
@@ -82,7 +83,17 @@ FAULTS = [
         "chosen and rejected are texts, and there is no prompt that they answer",
     ),
     ({"prompt": "q", "chosen": "a", "rejected": "a"}, "two answers are the same, so neither is better"),
+    ({"prompt": "q", "answers": ["a", "b", "b"]}, "two answers are the same, so neither is better"),
     ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "x"}, "its margin has a string, not a number"),
+    ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": math.inf}, "its margin has inf"),
+    (
+        {"prompt": "q", "chosen": "a", "rejected": "b", "margin": -(10**400)},
+        "its margin has a number beyond 1e+30",
+    ),
+    (
+        {"prompt": "q", "answers": ["a", "b"], "scores": [1e300, -1e300]},
+        "its scores has a number beyond 1e+30",
+    ),
     ({"prompt": "q", "answers": ["a"]}, "it has 1 answers; 2 to 255 can be compared"),
     ({"prompt": "q", "answers": "ab"}, "its answers are not a list of texts"),
     (

@@ -19,8 +19,10 @@ KINDS = {
     "reward, nf4": ("reward", LORA | {"quant": "nf4", "precision": "bf16"}),
     "dpo": ("dpo", SAMPLED),
     "dpo, lora": ("dpo", LORA),
+    "dpo, norms beside": ("dpo", LORA | {"lora_unfrozen_params": ".*norm.weight"}),
     "kto, read once": ("dpo", {"loss": "kto", "precompute_reference": "true"}),
     "simpo": ("simpo", {}),
+    "simpo, shared, packed": ("simpo", {"share_prompt": "true", "pack_samples": "true"}),
 }
 
 

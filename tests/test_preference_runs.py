@@ -62,10 +62,10 @@ def test_interrupted_and_resumed_is_unbroken(made, held_out, tmp_path, monkeypat
 def test_a_reference_read_once_is_the_live_one(made, held_out, tmp_path, loss):
     live, once, again = (tmp_path / name for name in ("live", "once", "again"))
     settings = {"loss": loss, "val_data_paths": held_out, "cache_dir": tmp_path / "cache"}
-    done(prefer(made, live, "dpo", **settings))
+    assert "reference: a second model takes 0.1 MiB more" in done(prefer(made, live, "dpo", **settings)).err
     settings["precompute_reference"] = "true"
     first = done(prefer(made, once, "dpo", **settings))
-    assert "reference: reading 40 answers once" in first.err
+    assert "reference: reading 40 answers once" in first.err and "a second model" not in first.err
     second = done(prefer(made, again, "dpo", **settings))
     assert "reading 40 answers" not in second.err and "log-probabilities of 40 answers, kept in" in second.err
     for row, other in zip(metrics(live), metrics(once), strict=True):
@@ -92,6 +92,19 @@ def test_a_table_of_another_model_or_of_other_data_is_not_taken(made, tmp_path):
     assert "answers once" in done(prefer(made, tmp_path / "damaged", "dpo", **settings)).err
 
 
+def test_a_cache_that_cannot_keep_a_reference_is_named_before_it_is_read(made, tmp_path):
+    settings = {"cache_dir": tmp_path, "precompute_reference": "true", "train_steps": 1}
+    (tmp_path / "reference").write_text("no directory")
+    ended = run(*prefer(made, tmp_path / "out", "dpo", **settings))
+    told = (
+        f"cannot keep the reference's log-probabilities in {tmp_path / 'reference'}: File exists; free it or "
+    )
+    assert refused(ended) == told + "pass another --cache_dir" and "answers once" not in ended.err
+    (tmp_path / "reference").unlink()
+    done(prefer(made, tmp_path / "out", "dpo", "--overwrite", **settings))
+    assert [path.suffix for path in (tmp_path / "reference").iterdir()] == [".npy"]
+
+
 def test_the_first_loss_is_ln_2_whatever_the_reference_is(made, tmp_path):
     """A policy that is its reference prefers nothing; torchllms' reference read no roles (defect 1.13.7)."""
     roles = tmp_path / "roles"
@@ -110,6 +123,22 @@ def test_the_first_loss_is_ln_2_whatever_the_reference_is(made, tmp_path):
         assert losses(tmp_path / name) == pytest.approx([FULL_LN2], abs=1e-6), name
     done(prefer(made, tmp_path / "other", "dpo", **start | {"ref_ckpt_paths": made.model}))
     assert abs(losses(tmp_path / "other")[0] - FULL_LN2) > 1e-3
+
+
+def test_fresh_role_embeddings_are_the_references_too(made, tmp_path):
+    """However it is made; and a table of that reference is not one of the model without them."""
+    fresh = {"use_role_embeddings": "true", "role_embeddings_init": "gaussian:0.5"}
+    start = {"train_steps": 1, "cache_dir": tmp_path / "cache"}
+    once = {"precompute_reference": "true"}
+    for name, settings in {
+        "copy": fresh,
+        "lora": fresh | {"lora": "true"},
+        "read once": fresh | once,
+        "read once by another seed": fresh | once | {"seed": 5},
+        "read once without": once,
+    }.items():
+        done(prefer(made, tmp_path / name, "dpo", **start | settings))
+        assert losses(tmp_path / name) == pytest.approx([FULL_LN2], abs=1e-6), name
 
 
 def test_an_adapter_that_goes_on_is_held_to_what_it_was(made, tmp_path):

@@ -21,6 +21,7 @@ UNKNOWN = math.nan  # the score of an answer of which only the place is known
 _SHAPES = "chosen and rejected, prompt and answers, or prompt, completion and label"
 _MARKS = {"chosen", "rejected", "answers", "label"}
 MOST_ANSWERS = 255  # to a prompt
+MOST_SCORE = 1e30  # which float32 still holds the difference of two of
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +61,14 @@ def comparison_fault(record: Any) -> str | None:
             return fault
         if not answer or answer[-1]["role"] != "assistant":
             return "an answer does not end with the assistant"
-    if any(answer == comparison.answers[0] for answer in comparison.answers[1:]):
+    if len({json.dumps(answer, sort_keys=True) for answer in comparison.answers}) < len(comparison.answers):
         return "two answers are the same, so neither is better"
     return None
 
 
 def read_comparison(record: dict[str, Any]) -> Comparison:
     """The comparison in a record that has no fault, or one of its messages."""
-    if "label" in record:
+    if _is_labelled(record):
         prompt, answer = _messages(record["prompt"], "user"), _messages(record["completion"], "assistant")
         return Comparison(prompt, [answer], [0 if record["label"] else 1], [UNKNOWN])
     if "answers" in record:
@@ -90,8 +91,13 @@ def read_comparison(record: dict[str, Any]) -> Comparison:
     return Comparison(prompt, [chosen, rejected], [0, 1], scores)
 
 
+def _is_labelled(record: dict[str, Any]) -> bool:
+    """Whether it is one answer, liked or not; data sets of pairs may have a label of another meaning."""
+    return "label" in record and not {"chosen", "rejected", "answers"} & record.keys()
+
+
 def _fault_of_shape(record: dict[str, Any]) -> str | None:
-    if "label" in record:
+    if _is_labelled(record):
         return _fault_of_keys(record, ("prompt", "completion")) or (
             None
             if isinstance(record["label"], bool)
@@ -142,7 +148,9 @@ def _fault_of_answers(record: dict[str, Any]) -> str | None:
 def _fault_of_number(value: Any, key: str) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return f"its {key} has {kind_of(value)}, not a number"
-    return None if math.isfinite(value) else f"its {key} has {value}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"its {key} has {value}"
+    return None if abs(value) <= MOST_SCORE else f"its {key} has a number beyond {MOST_SCORE:g}"
 
 
 def _no_common_prompt(record: dict[str, Any]) -> str:

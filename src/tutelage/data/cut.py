@@ -144,7 +144,8 @@ def _drop(store: SampleStore, which: np.ndarray, reason: str, report: CutReport)
 
 
 def _first(store: SampleStore, which: np.ndarray) -> list[str]:
-    return [store.id(index) for index in np.flatnonzero(which)[:_IDS_NAMED]]
+    names = dict.fromkeys(store.id(index) for index in np.flatnonzero(which)[: _IDS_NAMED * _IDS_NAMED])
+    return list(names)[:_IDS_NAMED]  # answers to one prompt have one name
 
 
 def _share(part: int, whole: int) -> str:

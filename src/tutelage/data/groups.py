@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from tutelage.data.batch import Sample
 from tutelage.data.comparison import UNKNOWN
 from tutelage.data.store import SampleStore
 
+_BLOCK = 1024  # answers looked at together
 TRUNK = -1  # the number of what no answer is: a prompt that several share
 
 
@@ -40,9 +40,7 @@ class Comparisons:
     ) -> None:
         self.store, self.first, self._scored = store, first, scored
         self.starts = np.append(_first_of_groups(store), len(store))
-        self._shared = np.array(
-            [_shared(self._samples(index)) if share_prompt else 0 for index in range(len(self))], np.int64
-        )
+        self._shared = _shared(store, self.starts) if share_prompt else np.zeros(len(self), np.int64)
         self._learned = store.learned()
 
     def __len__(self) -> int:
@@ -81,8 +79,8 @@ class Comparisons:
     def shared(self) -> float:
         """The share of all positions that sharing prompts saves, or would save."""
         apart = int(self.depths.sum())
-        common = [_shared(self._samples(index)) for index in range(len(self))]
-        return float((np.maximum(np.array(common) - 1, 0) * (self.sizes - 1)).sum() / max(apart, 1))
+        common = _shared(self.store, self.starts)
+        return float((np.maximum(common - 1, 0) * (self.sizes - 1)).sum() / max(apart, 1))
 
     @property
     def margins_known(self) -> bool:
@@ -192,19 +190,22 @@ def _first_of_groups(store: SampleStore) -> np.ndarray:
     return np.flatnonzero(np.concatenate([[True], new]))
 
 
-def _shared(samples: Sequence[Sample]) -> int:
-    """How many tokens all samples begin with alike, in token and role, before any of them is learned."""
-    if len(samples) < 2:
-        return 0
-    tokens, roles = np.asarray(samples[0].tokens), np.asarray(samples[0].roles)
-    shared = _until(np.asarray(samples[0].weights) > 0)
-    for other in samples[1:]:
-        shared = min(shared, len(other), _until(np.asarray(other.weights) > 0))
-        alike = (tokens[:shared] == np.asarray(other.tokens[:shared])) & (
-            roles[:shared] == np.asarray(other.roles[:shared])
-        )
-        shared = _until(~alike)
-    return shared
+def _shared(store: SampleStore, starts: np.ndarray) -> np.ndarray:
+    """How many tokens each group's answers begin with alike, in token and role, before any is learned."""
+    sizes, shared = np.diff(starts), store.unlearned()
+    first = np.repeat(starts[:-1], sizes)  # of the group that an answer is in
+    shared = np.minimum(shared, shared[first])
+    for number, shard in enumerate(store.shards):
+        others = np.flatnonzero((store.shard_of == number) & (first < np.arange(len(store))))
+        for block in (others[at : at + _BLOCK] for at in range(0, len(others), _BLOCK)):
+            counts = shared[block]
+            along = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            one, other = (np.repeat(store.starts[which], counts) + along for which in (first[block], block))
+            differ = (shard.tokens[one] != shard.tokens[other]) | (shard.roles[one] != shard.roles[other])
+            answer = np.repeat(np.arange(len(block)), counts)
+            np.minimum.at(counts, answer[differ], along[differ])
+            shared[block] = counts
+    return np.where(sizes > 1, np.minimum.reduceat(shared, starts[:-1]), 0)
 
 
 def _until(stop: np.ndarray) -> int:

@@ -131,6 +131,18 @@ class SampleStore:
                 counts[block] = running[stops - low] - running[firsts - low]
         return counts
 
+    def unlearned(self) -> np.ndarray:
+        """How many tokens of each sample come before the first that is learned."""
+        counts = self.lengths.copy()
+        for number, shard in enumerate(self.shards):
+            mine = np.flatnonzero(self.shard_of == number)
+            for block in (mine[at : at + _BLOCK] for at in range(0, len(mine), _BLOCK)):
+                starts, stops = self.starts[block], self.starts[block] + self.lengths[block]
+                low, high = starts.min(), stops.max()
+                learned = np.append(np.flatnonzero(shard.weights[low:high] > 0) + low, high)
+                counts[block] = np.minimum(learned[np.searchsorted(learned, starts)], stops) - starts
+        return counts
+
 
 def split_documents(store: SampleStore, length: int) -> SampleStore:
     """Documents longer than a row -> pieces of `length` positions, the last shorter.

@@ -3,10 +3,11 @@
     tutelage dpo --ckpt_paths MODEL --train_data_paths jsonl:pairs.jsonl --dpo_beta 0.1 --output_dir OUT
 
 Each line of pairs.jsonl holds {"prompt": "...", "chosen": "...", "rejected": "..."}, two conversations
-{"chosen": [messages], "rejected": [messages]}, or {"prompt", "answers"} from best to worst. The reference is
-the model as it begins: a frozen copy; with --lora the model without its adapters; with
---precompute_reference read once, so that training holds one model. OUT/model, or OUT/adapter, as from sft.
-Every --sample_freq steps the first held-out prompts are answered, or --sample_prompts.
+{"chosen": [messages], "rejected": [messages]}, or {"prompt", "answers"} from best to worst; for --loss kto
+also {"prompt", "completion", "label"}, the label true or false. The reference is the model as it begins: a
+frozen copy; with --lora the model without its adapters; with --precompute_reference read once, so that
+training holds one model. OUT/model, or OUT/adapter, as from sft. Every --sample_freq steps the first held-out
+prompts are answered, or --sample_prompts.
 """
 
 from __future__ import annotations

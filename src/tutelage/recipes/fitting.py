@@ -22,6 +22,7 @@ from tutelage.recipes.run_directory import note_settings
 from tutelage.recipes.saving_memory import needs_gpu
 from tutelage.recipes.training import TrainingConfig
 from tutelage.recipes.watching import (
+    Annotate,
     Annotated,
     Beginning,
     Reporter,
@@ -177,7 +178,7 @@ def _train(
     if trainer.step:
         bar.say(f"resumed at step {trainer.step} of {trainer.steps}")
     if trainer.step < trainer.steps:
-        _rehearse(trainer, beginning.annotate(loader.longest()), bar)
+        _rehearse(trainer, loader.longest(), beginning.annotate, bar)
     else:
         saver.prune()  # a kill may have come between the last save and this
     writers = writers_of(config, directory, trainer.step)
@@ -239,16 +240,16 @@ def _hooks(
     return [prune, every(config.save_freq, save), save_last, stop]
 
 
-def _rehearse(trainer: Trainer, batches: list[Batch], bar: ProgressBar) -> None:
+def _rehearse(trainer: Trainer, batches: list[Batch], annotate: Annotate, bar: ProgressBar) -> None:
     """A step on the longest rows, without effect: memory that will not do fails here and not hours later."""
     shape = "x".join(map(str, batches[0].tokens.shape))
-    dist.together(lambda: _try(trainer, batches, shape))
+    dist.together(lambda: _try(trainer, batches, annotate, shape))
     bar.say(f"dry step on the longest rows ({shape}) done")
 
 
-def _try(trainer: Trainer, batches: list[Batch], shape: str) -> None:
+def _try(trainer: Trainer, batches: list[Batch], annotate: Annotate, shape: str) -> None:
     try:
-        trainer.rehearse(batches)
+        trainer.rehearse(annotate(batches))
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise

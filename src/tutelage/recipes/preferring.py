@@ -14,6 +14,7 @@ from tutelage.recipes.tuning import TuningConfig
 if TYPE_CHECKING:
     from tutelage.data.groups import Comparisons
     from tutelage.data.loader import Loader
+    from tutelage.model.config import ModelConfig
     from tutelage.objectives.base import Objective
     from tutelage.recipes.reference import HeldTo
     from tutelage.text.template import Template
@@ -141,6 +142,22 @@ def _show_one(config: PreferenceConfig, groups: Comparisons, tokenizer: Tokenize
     preview(groups.store, tokenizer, chosen=groups.answers_of(config.seed % len(groups)))
 
 
+def _advise(config: PreferenceConfig, shape: ModelConfig, reference: HeldTo | None, *, scored: bool) -> None:
+    """Say what the plan does not: what a second model takes, and which rates preferences want."""
+    from tutelage import dist
+    from tutelage.recipes.preparing import say
+    from tutelage.train.precision import compute_dtype
+
+    if reference and reference.stands_beside(config):
+        size = shape.n_parameters * compute_dtype(config.precision).itemsize / dist.world_size() / 2**20
+        amount = f"{size / 1024:.2f} GiB" if size >= 100 else f"{size:.1f} MiB"
+        say(f"reference: a second model takes {amount} more; --precompute_reference reads it once instead")
+    if not scored and not config.lora and config.lr == PreferenceConfig.__dataclass_fields__["lr"].default:
+        say(
+            f"note: preferences usually want a tenth of --lr {config.lr:g} or less; whole models 5e-7 to 5e-6"
+        )
+
+
 def prefer(
     config: PreferenceConfig,
     stage: str,
@@ -161,7 +178,7 @@ def prefer(
     from tutelage.recipes.fitting import building_device, device_of, fit
     from tutelage.recipes.handing_over import hand_over
     from tutelage.recipes.preparing import check_model, check_resume, plan, say, text_of, with_roles
-    from tutelage.recipes.reference import beginning_of, start_of_reference
+    from tutelage.recipes.reference import beginning_of, fingerprint_of_reference
     from tutelage.recipes.run_directory import check_place, open_run
     from tutelage.recipes.scoring import answerer_of, scorer_of
     from tutelage.recipes.watching import Watch, sampler_of
@@ -193,13 +210,10 @@ def prefer(
         sampler = answerer_of(config, shown, tokenizer, template, context)
     blueprint = start.blueprint(config, model_config)
     plan(config, blueprint, loader, device)
-    if not scored and not config.lora and config.lr == PreferenceConfig.__dataclass_fields__["lr"].default:
-        say(
-            f"note: preferences usually want a tenth of --lr {config.lr:g} or less; whole models 5e-7 to 5e-6"
-        )
+    _advise(config, model_config, reference, scored=scored)
     begun = origin(config, start, blueprint) or {}
     if reference:
-        begun["reference"] = start_of_reference(config, reference).fingerprint
+        begun["reference"] = fingerprint_of_reference(config, reference)
     check_resume(config, blueprint, loader, begun)
     if config.dry_run:
         return

@@ -1,8 +1,9 @@
 """What preference losses hold the policy to: a reference, live or read once; and how far it has gone."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tutelage.data.ranked import RankedBatch
 from tutelage.errors import UserError
 from tutelage.model.adapters import adapter_values, holding, trained_beside, without_adapters
 from tutelage.model.score import refuse_score_head
-from tutelage.model.transformer import Transformer
+from tutelage.model.transformer import Transformer, add_role_embeddings_
 from tutelage.objectives.base import kl_divergence, learned_positions
 from tutelage.objectives.preference import answer_logps
 from tutelage.recipes.adapting import Start
@@ -33,6 +34,7 @@ from tutelage.recipes.watching import Beginning
 from tutelage.report.progress import ProgressBar
 from tutelage.train.parallel import reshard, shard
 from tutelage.train.precision import compute_dtype
+from tutelage.train.saver import is_full
 
 FORMAT = 1  # of the tables that are kept
 GAUGED = 4096  # held-out tokens at which the divergence from the reference is measured
@@ -46,6 +48,10 @@ class HeldTo:
     ckpt_paths: tuple[str, ...]  # none: that which training starts from
     precompute: bool = False
 
+    def stands_beside(self, config: PreferenceConfig) -> bool:
+        """Whether a second model stays in memory for the whole run."""
+        return not self.precompute and bool(self.ckpt_paths or not config.lora)
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -58,6 +64,7 @@ class Reference:
     def __call__(self, batch: RankedBatch) -> Tensor:
         """log p(answer) of each answer, (A,) float32."""
         self.model.eval()
+        reshard(self.model)  # gathered weights, which a forward pass leaves, have no share to put others into
         with self.inside():
             logps = answer_logps(self.model, batch)
             reshard(self.model)  # gathered weights may be others than outside
@@ -86,7 +93,7 @@ def beginning_of(
         if lasting:
             beginning.annotate = annotated(judging, model, device)
         elif reference:
-            made_by = [start_of_reference(config, held_to).fingerprint, config.precision]
+            made_by = [fingerprint_of_reference(config, held_to), config.precision]
             made_by += [config.quant, str(config.quant_double)]
             sets = [data for data in (training, held_out) if data]
             tables = [precomputed(config.cache_dir, made_by, judging, data, device) for data in sets]
@@ -102,6 +109,14 @@ def start_of_reference(config: PreferenceConfig, reference: HeldTo) -> Start:
     names = reference.ckpt_paths or config.ckpt_paths
     chain = chain_of(names)
     return Start(chain.base, chain.adapters, None, chain.text, tuple(names), chain.name)
+
+
+def fingerprint_of_reference(config: PreferenceConfig, reference: HeldTo) -> str:
+    """What tells this reference from others: its files, and the role embeddings that it begins with."""
+    start = start_of_reference(config, reference)
+    if reference.ckpt_paths or config.role_embeddings_init == "zeros" or start.shape().role_embeddings:
+        return start.fingerprint
+    return f"{start.fingerprint} roles {config.role_embeddings_init} seed {config.seed}"
 
 
 def _reference(
@@ -127,6 +142,9 @@ def _reference(
         quantization=rounding,
     ).requires_grad_(False)
     refuse_score_head(other.config, found.names[-1])
+    if not held_to.ckpt_paths and model.config.role_embeddings and not other.config.role_embeddings:
+        add_role_embeddings_(other, config.role_embeddings_init, seed=config.seed)
+        other.requires_grad_(False)  # the table that the policy begins with is the reference's too
     other.attention_impl = config.attention_impl
     if other.config.vocab_size != model.config.vocab_size:
         raise UserError(
@@ -186,9 +204,11 @@ def precomputed(
     place = (cache_dir or DEFAULT_DIR).expanduser() / "reference" / f"{digest}.npy"
     table = dist.by_rank_zero(lambda: _read(place, count))
     if table is None:
+        # That it cannot be kept is better known before hours of reading than after them.
+        dist.by_rank_zero(lambda: _aside(place, np.zeros(count, np.float32)).unlink())
         say(f"reference: reading {data.groups.n_answers:,} answers once")
         table = _compute(reference, loader, data.groups, device)
-        dist.by_rank_zero(lambda: _write(place, table))
+        dist.by_rank_zero(lambda: _aside(place, table).replace(place))
     say(f"reference: log-probabilities of {data.groups.n_answers:,} answers, kept in {place}")
     return torch.from_numpy(table).to(device)
 
@@ -215,12 +235,22 @@ def _read(place: Path, count: int) -> np.ndarray | None:
     return table if table.shape == (count,) and table.dtype == np.float32 else None
 
 
-def _write(place: Path, table: np.ndarray) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    aside = place.with_suffix(".partial")
-    with aside.open("wb") as file:
-        np.save(file, table, allow_pickle=False)
-    aside.replace(place)
+def _aside(place: Path, table: np.ndarray) -> Path:
+    """The table in a file beside its place; refuses a cache that has no room for it."""
+    aside = place.with_name(f"{place.name}.{os.getpid()}.partial")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            np.save(file, table, allow_pickle=False)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink()
+        reason = "no space left" if is_full(error) else error.strerror
+        raise UserError(
+            f"cannot keep the reference's log-probabilities in {place.parent}: {reason}; free it or pass "
+            "another --cache_dir"
+        ) from error
+    return aside
 
 
 class Divergence:
@@ -239,7 +269,7 @@ class Divergence:
             for batch in (batch.to(device) for step in steps for batch in step):
                 if seen >= GAUGED:  # over all processes, which so stop together
                     break
-                self._kept.append((batch, learned_positions(model, batch)[0]))
+                self._kept.append((batch, _states(model, batch)))
                 seen += int(dist.all_reduce_sum((batch.weights > 0).sum()))
             head = model.head_weight
             self._head = head.detach().clone()
@@ -251,10 +281,16 @@ class Divergence:
         model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self._head.device)
         for batch, was in self._kept:
-            hidden, _, weights, _ = learned_positions(model, batch)
-            counted = (weights > 0).float()
+            hidden = _states(model, batch)
+            counted = torch.ones(len(hidden), device=hidden.device)
             sums[0] += kl_divergence(hidden, model.head_weight, was, self._head, counted).double()
-            sums[1] += counted.sum().double()
+            sums[1] += len(hidden)
         reshard(model)
         total, count = dist.all_reduce_sum(sums).tolist()
         return {"kl": total / (count or 1.0)}
+
+
+def _states(model: Transformer, batch: Batch) -> Tensor:
+    """Hidden states (N, D) of learned positions alone: on CUDA too, where kept prompts could be gigabytes."""
+    hidden, _, weights, _ = learned_positions(model, batch)
+    return hidden[weights > 0]

@@ -34,13 +34,14 @@ from tutelage.train.precision import compute_dtype
 from tutelage.train.trainer import Metrics, Trainer
 
 Sampler = Callable[[Transformer], list[tuple[str, str]]]  # -> prompts and what the model makes of them
+Annotate = Callable[[list[Batch]], list[Batch]]
 
 
 @dataclass(slots=True)
 class Beginning:
     """What a stage takes from the model before any step: a reference, for what comes after."""
 
-    annotate: Callable[[list[Batch]], list[Batch]] = lambda step: step  # gives batches what it says of them
+    annotate: Annotate = lambda step: step  # gives batches what it says of them
     gauge: Callable[[Transformer], Metrics] = lambda model: {}  # more to validate: how far the model has gone
 
 
@@ -49,7 +50,7 @@ class Annotated:
     """A loader's steps, each with what `annotate` says of it."""
 
     loader: Loader
-    annotate: Callable[[list[Batch]], list[Batch]] = lambda step: step
+    annotate: Annotate = lambda step: step
 
     def __iter__(self) -> Iterator[list[Batch]]:
         return self

@@ -31,9 +31,10 @@ PRETRAIN = shlex.split("--model stories840K --max_seq_len 256 --micro_batch_size
 PRETRAIN += shlex.split("--warmup_steps 50 --val_freq 350")
 SFT = shlex.split("--max_seq_len 256 --pack_samples --micro_batch_size_per_gpu 12 --lr 1e-3 --wd 0.1")
 SFT += shlex.split("--lr_scheduler cosine --warmup_steps 20 --loss_reduction tokens")
-PAIRS = shlex.split("--max_seq_len 256 --share_prompt --lr_scheduler cosine --val_freq 0")
-DPO = shlex.split("--micro_batch_size_per_gpu 8 --lr 2e-5 --dpo_beta 0.1 --warmup_steps 5")
-REWARD = shlex.split("--micro_batch_size_per_gpu 8 --lr 3e-4 --warmup_steps 5")
+PAIRS = shlex.split("--max_seq_len 256 --micro_batch_size_per_gpu 8 --lr_scheduler cosine --warmup_steps 5")
+PAIRS += shlex.split("--val_freq 0")
+DPO = shlex.split("--lr 5e-5 --dpo_beta 1")
+REWARD = shlex.split("--lr 3e-4")
 QUIET = shlex.split("--no_visualize_dataset --print_freq 100")
 BEGINNING = "Once upon a time, there was a"
 REQUEST = "Write a story about a rabbit named Jack and a purple box."
@@ -56,11 +57,11 @@ class _Size:
     conversations: int = 12_000
     pairs: int = 4_000
     judged: int = 100  # held-out conversations answered before and after
-    told: int = 400  # stories told for held-out requests before and after, and held-out pairs
+    told: int = 400  # stories that are told for held-out requests, before and after
     pretrain_steps: int = 800
     sft_steps: int = 600
     dpo_steps: int = 100
-    reward_steps: int = 100
+    reward_steps: int = 60
 
 
 def run(config: QuickstartConfig) -> None:
@@ -106,13 +107,13 @@ def run(config: QuickstartConfig) -> None:
 
     _title("A reward model: it learns to judge")
     _train("reward", judging, [*words, *REWARD, *_length(size.reward_steps, config)])
-    scored = _score(judging, data)
+    judged[judging] = _judge_scores(judging, data)
 
     _title("Before and after")
     for model in (base, tuned, pleasing):
         _tutelage("generate", str(model), "--prompt", REQUEST, QUESTION, "--max_new_tokens", "200")
-    _say(_table(judged, scored))
-    seconds = {run.name: _seconds(run) for run in (*judged, judging)}
+    _say(_table(judged))
+    seconds = {run.name: _seconds(run) for run in judged}
     stages = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
     _say(f"\ntraining took {sum(seconds.values()):.0f} seconds: {stages}")
     _where_it_lies(out)
@@ -196,27 +197,33 @@ def _replies(run_directory: Path, prompts: Path, name: str, *sampling: str) -> l
     return [line["messages"] for line in _lines(replies)]
 
 
-def _score(run_directory: Path, data: Path) -> tuple[int, int]:
-    """Of held-out pairs, how many the model scores in the right order, and how many there are."""
+def _judge_scores(run_directory: Path, data: Path) -> Counts:
+    """Of held-out pairs, by what they are about, how many the reward model scores in the right order."""
+    from tutelage.data.story_pairs import is_happy
+
     pairs, scores = data / "held_out_pairs.jsonl", run_directory / "scores.jsonl"
     words = ["--input", str(pairs), "--output", str(scores), "--overwrite"]
     if not scores.exists() or len(_lines(scores)) < len(_lines(pairs)):
         _tutelage("reward", "score", str(run_directory), *words)
-    given = [line["scores"] for line in _lines(scores)]
-    return sum(better > worse for better, worse in given), len(given)
+    counts = {"a happy story above a sad one": (0, 0), "a story asked for above another": (0, 0)}
+    for line in _lines(scores):
+        kind = list(counts)[bool(is_happy(line["rejected"]))]
+        right, asked = counts[kind]
+        better, worse = line["scores"]
+        counts[kind] = right + (better > worse), asked + 1
+    return counts
 
 
-def _table(judged: dict[Path, Counts], scored: tuple[int, int]) -> str:
+def _table(judged: dict[Path, Counts]) -> str:
     """A row of every kind of prompt, a column of every model that was asked."""
     kinds = list(dict.fromkeys(kind for counts in judged.values() for kind in counts))
     columns = "".join(f"{run.name:>10}" for run in judged)
-    rows = [f"{'right, of held-out prompts':<34}{columns}"]
+    rows = [f"{'right, of held-out ones':<34}{columns}"]
     for kind in kinds:
-        cells = [
-            f"{counts[kind][0]}/{counts[kind][1]}" if kind in counts else "" for counts in judged.values()
-        ]
+        shares = [counts.get(kind) for counts in judged.values()]
+        cells = [f"{share[0]}/{share[1]}" if share else "" for share in shares]
         rows.append(f"{kind:<34}{''.join(f'{cell:>10}' for cell in cells)}".rstrip())
-    rows.append(f"the reward model scores the better of two stories higher: {scored[0]}/{scored[1]}")
+    rows.append("drawn: at temperature 1, for requests that name no mood; the other answers are greedy")
     return "\n".join(rows)
 
 

@@ -69,7 +69,7 @@ def test_pairs_are_the_same_for_a_seed_and_change_no_other_file(tmp_path, capsys
     assert all(written["a"][name] == content for name, content in written["c"].items())
     assert written["a"]["pairs.jsonl"] != written["d"]["pairs.jsonl"]
     assert len(written["a"]["pairs.jsonl"].splitlines()) == 30
-    assert len(written["a"]["held_out_pairs.jsonl"].splitlines()) == 200
+    assert len(written["a"]["held_out_pairs.jsonl"].splitlines()) == 400
     assert set(json.loads(written["a"]["pairs.jsonl"].splitlines()[0])) == {"prompt", "chosen", "rejected"}
     capsys.readouterr()
     with pytest.raises(SystemExit):

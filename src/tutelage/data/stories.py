@@ -39,7 +39,7 @@ class Story:
 
 
 def story(rng: Random, *, happy: bool | None = None) -> Story:
-    """A new story, happy in two of three cases unless told which."""
+    """A new story, happy in every other case unless told which."""
     plot = imagine(rng, happy=happy)
     return Story(plot, tell(plot, rng))
 
@@ -57,7 +57,7 @@ def imagine(rng: Random, *, happy: bool | None = None) -> Plot:
         trouble=rng.choice(list(words.TROUBLES)),
         friend=friend,
         helper=helper,
-        happy=rng.random() < 2 / 3 if happy is None else happy,
+        happy=rng.random() < 0.5 if happy is None else happy,
     )
 
 

@@ -13,7 +13,7 @@ from tutelage.data.stories import Messages, Plot, about, follows, imagine, is_he
 
 _NAMES_MOOD = re.compile(r"\b(happy|sad) story about ")
 _MOODS = re.compile(r"\b(happy|sad)\b")
-HELD_OUT_PAIRS = 200
+HELD_OUT_PAIRS = 400
 
 
 def pair(rng: Random, *, held_out: bool = False) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from test_objectives import tiny
 from test_preference import answers, laid
 from torch.nn import functional as F
 
-from tutelage.recipes.reference import Divergence, Reference
+from tutelage.recipes.divergence import Divergence
+from tutelage.recipes.reference import Reference
 
 
 @pytest.mark.parametrize("everywhere", [False, True])

@@ -1,8 +1,8 @@
-"""What preference losses hold the policy to: a reference, live or read once; and how far it has gone."""
+"""What preference losses hold the policy to: a reference, live or read once."""
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +22,10 @@ from tutelage.errors import UserError
 from tutelage.model.adapters import adapter_values, holding, trained_beside, without_adapters
 from tutelage.model.score import refuse_score_head
 from tutelage.model.transformer import Transformer, add_role_embeddings_
-from tutelage.objectives.base import kl_divergence, learned_positions
 from tutelage.objectives.preference import answer_logps
 from tutelage.recipes.adapting import Start
 from tutelage.recipes.chain import chain_of
+from tutelage.recipes.divergence import Divergence
 from tutelage.recipes.fitting import building_device
 from tutelage.recipes.preferring import Data, PreferenceConfig
 from tutelage.recipes.preparing import say
@@ -37,7 +37,6 @@ from tutelage.train.precision import compute_dtype
 from tutelage.train.saver import is_full
 
 FORMAT = 1  # of the tables that are kept
-GAUGED = 4096  # held-out tokens at which the divergence from the reference is measured
 Judge = Callable[[RankedBatch], Tensor]  # log p of each answer under the reference, (A,)
 
 
@@ -251,46 +250,3 @@ def _aside(place: Path, table: np.ndarray) -> Path:
             "another --cache_dir"
         ) from error
     return aside
-
-
-class Divergence:
-    """KL(policy || reference) over the whole vocabulary, in nats a token, at held-out places of answers.
-
-    Kept are the reference's hidden states and its head, not the reference. The texts are the data's, not the
-    policy's own: what a policy would write may be further away.
-    """
-
-    def __init__(self, reference: Reference, steps: Iterable[list[Batch]], device: torch.device) -> None:
-        self._kept: list[tuple[Batch, Tensor]] = []
-        model = reference.model
-        model.eval()
-        seen = 0
-        with torch.no_grad(), reference.inside():
-            for batch in (batch.to(device) for step in steps for batch in step):
-                if seen >= GAUGED:  # over all processes, which so stop together
-                    break
-                self._kept.append((batch, _states(model, batch)))
-                seen += int(dist.all_reduce_sum((batch.weights > 0).sum()))
-            head = model.head_weight
-            self._head = head.detach().clone()
-            reshard(model)
-
-    @torch.no_grad()
-    def __call__(self, model: Transformer) -> dict[str, float]:
-        """How far the model is from the reference."""
-        model.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self._head.device)
-        for batch, was in self._kept:
-            hidden = _states(model, batch)
-            counted = torch.ones(len(hidden), device=hidden.device)
-            sums[0] += kl_divergence(hidden, model.head_weight, was, self._head, counted).double()
-            sums[1] += len(hidden)
-        reshard(model)
-        total, count = dist.all_reduce_sum(sums).tolist()
-        return {"kl": total / (count or 1.0)}
-
-
-def _states(model: Transformer, batch: Batch) -> Tensor:
-    """Hidden states (N, D) of learned positions alone: on CUDA too, where kept prompts could be gigabytes."""
-    hidden, _, weights, _ = learned_positions(model, batch)
-    return hidden[weights > 0]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tutelage.errors import UserError
-from tutelage.objectives import pair_losses
+from tutelage.objectives import loss_names, pair_losses
 from tutelage.objectives.pair_losses import LOSSES, Pairs, centring, kto, normalised, ranking, simpo
 
 LEADS_ONLY = ["sigmoid", "hinge", "robust", "exo", "discopop", "cpo"]  # see an answer only beside the other
@@ -218,7 +218,7 @@ def test_what_the_policy_and_the_reference_share_does_not_matter(name):
     shifts = {"chosen": -1.5, "ref_chosen": -1.5, "rejected": 2.0, "ref_rejected": 2.0}
     moved = replace(pairs, **{field: getattr(pairs, field) + by for field, by in shifts.items()})
     same = torch.allclose(LOSSES[name](moved, 0.5, 0.1), LOSSES[name](pairs, 0.5, 0.1), atol=1e-5)
-    assert same == (name not in pair_losses.REFERENCE_FREE)
+    assert same == (name not in loss_names.REFERENCE_FREE)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -234,10 +234,10 @@ def test_the_sets_say_what_losses_heed(name):
     pairs, loss = random_pairs(), LOSSES[name]
     plain = loss(pairs, 0.5, 0.1)
     other_reference = replace(pairs, ref_chosen=pairs.ref_chosen - 1)
-    assert torch.equal(loss(other_reference, 0.5, 0.1), plain) == (name in pair_losses.REFERENCE_FREE)
-    assert torch.equal(loss(pairs, 0.5, 0.2), plain) == (name not in pair_losses.SMOOTHED)
+    assert torch.equal(loss(other_reference, 0.5, 0.1), plain) == (name in loss_names.REFERENCE_FREE)
+    assert torch.equal(loss(pairs, 0.5, 0.2), plain) == (name not in loss_names.SMOOTHED)
     by_token = torch.allclose(loss(normalised(pairs), 0.5, 0.1), plain)
-    assert by_token == (name in pair_losses.SELF_NORMALISED)
+    assert by_token == (name in loss_names.SELF_NORMALISED)
 
 
 def test_normalising_twice_is_normalising_once():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tutelage.objectives import pair_losses
+from tutelage.objectives import loss_names, pair_losses
 from tutelage.objectives.pair_losses import LOSSES, Pairs
 
 VOCABULARY, LENGTH = 11, 9
@@ -23,7 +23,7 @@ TRL_NAMES = {name: name for name in LOSSES} | {
     "nca": "nca_pair",
     "sppo": "sppo_hard",
 }
-IN_DPO = [name for name in LOSSES if name not in pair_losses.REFERENCE_FREE]
+IN_DPO = [name for name in LOSSES if name not in loss_names.REFERENCE_FREE]
 
 
 @pytest.fixture(scope="module")

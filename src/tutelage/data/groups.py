@@ -132,7 +132,7 @@ class Comparisons:
         before = self.answers_of((index - 1) % len(self))
         other = self.store[before[(own - int(self.starts[index])) % len(before)]]
         mine = self.store[own]
-        end, begin = (_until(np.asarray(sample.weights) > 0) for sample in (mine, other))
+        end, begin = prompt_length(mine), prompt_length(other)
         most = int(self.store.lengths.max())  # which rows have room for
 
         def joined(part: str) -> np.ndarray:
@@ -149,6 +149,12 @@ class Comparisons:
         shard, row = self.store.shards[self.store.shard_of[number]], self.store.rows[number]
         assert shard.ranks is not None and shard.scores is not None
         return int(shard.ranks[row]), float(shard.scores[row])
+
+
+def prompt_length(sample: Sample) -> int:
+    """How many tokens come before the first that is learned."""
+    learned = np.asarray(sample.weights) > 0
+    return int(learned.argmax()) if learned.any() else len(learned)
 
 
 def judged(sample: Sample) -> Sample:
@@ -206,8 +212,3 @@ def _shared(store: SampleStore, starts: np.ndarray) -> np.ndarray:
             np.minimum.at(counts, answer[differ], along[differ])
             shared[block] = counts
     return np.where(sizes > 1, np.minimum.reduceat(shared, starts[:-1]), 0)
-
-
-def _until(stop: np.ndarray) -> int:
-    """How many values come before the first that is true."""
-    return int(stop.argmax()) if stop.any() else len(stop)

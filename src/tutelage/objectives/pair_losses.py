@@ -191,9 +191,6 @@ LOSSES: dict[str, PairLoss] = {
     "cpo": cpo,
     "discopop": discopop,
 }
-REFERENCE_FREE = {"orpo", "cpo"}
-SMOOTHED = {"sigmoid", "robust", "exo", "cpo"}  # the others ignore label smoothing
-SELF_NORMALISED = {"ipo", "orpo"}  # `normalised` changes nothing for them
 
 
 def simpo(pairs: Pairs, beta: float, gamma: float) -> Tensor:

@@ -13,30 +13,15 @@ prompts are answered, or --sample_prompts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from tutelage.errors import UserError
+from tutelage.objectives.loss_names import REFERENCE_FREE, SELF_NORMALISED, SMOOTHED, LossName
 from tutelage.recipes.preferring import PreferenceConfig
 from tutelage.recipes.tuning import TuningConfig
 
 if TYPE_CHECKING:
     from tutelage.objectives.base import Objective
-
-LossName = Literal[
-    "sigmoid",
-    "ipo",
-    "hinge",
-    "robust",
-    "exo",
-    "apo_zero",
-    "apo_down",
-    "nca",
-    "sppo",
-    "orpo",
-    "cpo",
-    "discopop",
-    "kto",
-]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,11 +59,11 @@ class DPOConfig(PreferenceConfig):
             )
             if not right
         ]
-        if self.loss in _ALONE and (self.ref_ckpt_paths or self.precompute_reference):
+        if self.loss in REFERENCE_FREE and (self.ref_ckpt_paths or self.precompute_reference):
             problems.append(
                 f"loss {self.loss} has no reference; leave out ref_ckpt_paths, precompute_reference"
             )
-        if self.by_length and self.loss in ("ipo", "orpo", "kto"):
+        if self.by_length and self.loss in {*SELF_NORMALISED, "kto"}:
             problems.append(f"by_length does nothing for loss {self.loss}; leave it out")
         if self.loss == "kto" and self.rpo_alpha:
             problems.append("rpo_alpha is for pairs, and kto takes answers one by one; leave it out")
@@ -88,14 +73,11 @@ class DPOConfig(PreferenceConfig):
             raise UserError("\n  ".join(problems))
 
 
-_ALONE = ("orpo", "cpo")  # need no reference
-
-
 def _smoothing_of(loss: str, value: float) -> tuple[bool, str]:
     """Whether a loss may have this label smoothing, and what it wants."""
     if loss == "exo":
         return 0 < value < 0.5, "between 0 and 0.5 for exo, say 0.001"
-    if loss in ("sigmoid", "robust", "cpo"):
+    if loss in SMOOTHED:
         return 0 <= value < 0.5, "from 0 up to, not with, 0.5"
     return value == 0, f"0: loss {loss} has none"
 
@@ -106,7 +88,7 @@ def run(config: DPOConfig) -> None:
     from tutelage.recipes.reference import HeldTo
 
     reference = HeldTo(config.ref_ckpt_paths, config.precompute_reference)
-    held_to = None if config.loss in _ALONE else reference
+    held_to = None if config.loss in REFERENCE_FREE else reference
     prefer(config, "dpo", objective_of(config), reference=held_to, alone=config.loss == "kto")
 
 
@@ -123,5 +105,5 @@ def objective_of(config: DPOConfig) -> Objective:
         beta=config.dpo_beta,
         smoothing=config.dpo_label_smoothing,
         by_length=config.by_length or config.loss == "orpo",  # whose rewards are by the token too
-        nll=float(config.loss in _ALONE) if alpha is None else alpha,
+        nll=float(config.loss in REFERENCE_FREE) if alpha is None else alpha,
     )

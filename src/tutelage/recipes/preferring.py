@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -48,25 +47,12 @@ class Data:
 
     def loader(self, *, training: bool) -> Loader:
         """Its steps, endless and shuffled for training; else once, in order."""
-        from tutelage import dist
-        from tutelage.data.loader import Loader
         from tutelage.data.ranked import collate_ranked, collate_with_strays
+        from tutelage.recipes.preparing import loader_of
 
-        config = self.config
-        return Loader(
-            self.groups,
-            length=max(config.max_seq_len, int(self.groups.positions.max())),
-            rows=config.micro_batch_size_per_gpu,
-            accumulate=config.gradient_accum_steps if training else 1,
-            packed=config.pack_samples,
-            seed=config.seed,
-            rank=dist.rank(),
-            world=dist.world_size(),
-            shuffle=training,
-            workers=config.num_loader_workers if training else 0,
-            epochs=None if training else 1,
-            lay=partial(collate_with_strays, self.groups) if self.alone else collate_ranked,
-        )
+        length = max(self.config.max_seq_len, int(self.groups.positions.max()))
+        lay = partial(collate_with_strays, self.groups) if self.alone else collate_ranked
+        return loader_of(self.config, self.groups, length=length, training=training, lay=lay)
 
 
 def comparisons(
@@ -84,29 +70,11 @@ def comparisons(
     have a single one; with `margins` some record must say by how much an answer is better.
     """
     from tutelage import dist
-    from tutelage.data.dataset import prepare
     from tutelage.data.groups import Comparisons
-    from tutelage.data.saved import as_files
-    from tutelage.recipes.preparing import say
+    from tutelage.recipes.preparing import encoded, say
 
-    def read(paths: Sequence[str], amounts: Sequence[float], split: str, first: int = 0) -> Data:
-        splits = config.train_data_splits if split == "train" else config.val_data_splits
-        store = prepare(
-            as_files(paths, splits, cache_dir=config.cache_dir, log=say, flag=f"--{split}_data_splits"),
-            num_samples=amounts,
-            template=template,
-            tokenizer=tokenizer,
-            max_seq_len=config.max_seq_len,
-            too_long=config.too_long,
-            max_cut_percent=config.max_cut_percent,
-            skip_bad_rows=config.skip_bad_rows,
-            allow_unmasked=False,
-            workers=config.num_data_workers,
-            cache_dir=config.cache_dir,
-            log=say,
-            split=split,
-            ranked=True,
-        )
+    def read(split: str, first: int = 0) -> Data:
+        store = encoded(config, tokenizer, template, split, too_long=config.too_long, ranked=True)
         groups = Comparisons(store, share_prompt=config.share_prompt, scored=scored, first=first)
         if not alone and (lonely := groups.sizes == 1).any():
             raise UserError(
@@ -114,21 +82,21 @@ def comparisons(
                 "with; that is for `tutelage dpo --loss kto`"
             )
         if margins and split == "train" and not groups.margins_known:
+            paths = ", ".join(config.train_data_paths)
             raise UserError(
-                f"use_margins does nothing: no record of {', '.join(paths)} has a margin, or scores of its "
-                "answers"
+                f"use_margins does nothing: no record of {paths} has a margin, or scores of its answers"
             )
         say(f"{split} data: {len(groups):,} prompts, {groups.n_answers:,} answers")
         return Data(groups, config, alone)
 
-    training = dist.rank_zero_first(lambda: read(config.train_data_paths, config.train_num_samples, "train"))
+    training = dist.rank_zero_first(lambda: read("train"))
     _show_one(config, training.groups, tokenizer)
     if not config.share_prompt and (saved := training.groups.shared) > SHARED_WORTH_TELLING:
         say(f"note: {saved:.0%} of the positions are prompts that answers share: --share_prompt saves them")
     if not config.val_data_paths:
         return training, None
     first = training.groups.n_numbers
-    held_out = dist.rank_zero_first(lambda: read(config.val_data_paths, config.val_num_samples, "val", first))
+    held_out = dist.rank_zero_first(lambda: read("val", first))
     return training, held_out
 
 
@@ -177,7 +145,7 @@ def prefer(
     from tutelage.recipes.adapting import origin, start_of
     from tutelage.recipes.fitting import building_device, device_of, fit
     from tutelage.recipes.handing_over import hand_over
-    from tutelage.recipes.preparing import check_model, check_resume, plan, say, text_of, with_roles
+    from tutelage.recipes.preparing import check_model, check_resume, plan, text_of, with_roles, with_room
     from tutelage.recipes.reference import beginning_of, fingerprint_of_reference
     from tutelage.recipes.run_directory import check_place, open_run
     from tutelage.recipes.scoring import answerer_of, scorer_of
@@ -198,12 +166,7 @@ def prefer(
     model_config = with_score_head(model_config) if scored else model_config
     training, held_out = comparisons(config, tokenizer, template, scored=scored, alone=alone, margins=margins)
     loader = training.loader(training=True)
-    if loader.deepest > model_config.max_positions:
-        say(
-            f"the longest answer with its prompt has {loader.deepest:,} positions and the model was made for "
-            f"{model_config.max_positions:,}: its config will say {loader.deepest:,}"
-        )
-        model_config = dataclasses.replace(model_config, max_positions=loader.deepest)
+    model_config = with_room(model_config, loader.deepest, "answer with its prompt")
     shown, context = (held_out or training).groups, model_config.max_positions
     sampler = scorer_of(shown, tokenizer) if scored else sampler_of(config, tokenizer, template, context)
     if sampler is None and held_out is not None:
@@ -220,7 +183,8 @@ def prefer(
     directory = open_run(config, stage)
     model = start.load(config, model_config, building_device(device))
     watch = Watch(held_out and held_out.loader(training=False), likelihood=False, sampler=sampler)
-    begin = None if scored else beginning_of(config, training, held_out, device, reference)
+    known = begun.get("reference", "")
+    begin = None if scored else beginning_of(config, training, held_out, device, reference, known)
     fitted = fit(config, stage, model, objective, loader, watch, directory, origin=begun, begin=begin)
     stops = tuple(sorted({*template.stop_ids(tokenizer), *model_config.eos}))
     hand_over(

@@ -1,7 +1,6 @@
 """What a training stage can check before weights load: the model's files, the text, the data, the plan."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,9 @@ from tutelage import dist
 from tutelage.checkpoint.hf import check_files
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.data.dataset import prepare
-from tutelage.data.loader import Loader
+from tutelage.data.loader import Lay, Loader
+from tutelage.data.order import Groups
+from tutelage.data.pack import collate
 from tutelage.data.saved import as_files
 from tutelage.data.store import SampleStore
 from tutelage.data.streams import TokenStreams
@@ -93,7 +94,8 @@ def loaders(
 ) -> tuple[Loader, Loader | None]:
     """The training data and, if there is any, the held-out data, encoded, cut, counted aloud and batched."""
 
-    def read(paths: Sequence[str], amounts: Sequence[float], split: str) -> SampleStore | TokenStreams:
+    def read(split: str) -> SampleStore | TokenStreams:
+        paths = config.train_data_paths if split == "train" else config.val_data_paths
         if directories := shard_directories(paths):
             return open_shards(config, shards or ShardSettings(), directories, tokenizer, split, say)
         if split == "train" and shards is not None and shards != ShardSettings():
@@ -101,47 +103,88 @@ def loaders(
                 "train_data_weights and shard_packing say how rows are made of shards, and these paths are "
                 "none: run `tutelage data build pretrain` on each of them, or leave the flags out"
             )
-        splits = config.train_data_splits if split == "train" else config.val_data_splits
-        files = as_files(paths, splits, cache_dir=config.cache_dir, log=say, flag=f"--{split}_data_splits")
-        return prepare(
-            files,
-            num_samples=amounts,
-            template=template,
-            tokenizer=tokenizer,
-            max_seq_len=config.max_seq_len,
-            too_long=too_long,
-            max_cut_percent=config.max_cut_percent,
-            skip_bad_rows=config.skip_bad_rows,
-            allow_unmasked=allow_unmasked,
-            workers=config.num_data_workers,
-            cache_dir=config.cache_dir,
-            log=say,
-            split=split,
-        )
+        return encoded(config, tokenizer, template, split, too_long=too_long, allow_unmasked=allow_unmasked)
 
     def batched(store: SampleStore | TokenStreams, *, training: bool) -> Loader:
-        return Loader(
-            store,
-            length=config.max_seq_len,
-            rows=config.micro_batch_size_per_gpu,
-            accumulate=config.gradient_accum_steps if training else 1,
-            packed=config.pack_samples,
-            seed=config.seed,
-            rank=dist.rank(),
-            world=dist.world_size(),
-            reduction=reduction,
-            shuffle=training,
-            workers=config.num_loader_workers if training else 0,
-            epochs=None if training else 1,
-        )
+        return loader_of(config, store, length=config.max_seq_len, training=training, reduction=reduction)
 
-    store = dist.rank_zero_first(lambda: read(config.train_data_paths, config.train_num_samples, "train"))
+    store = dist.rank_zero_first(lambda: read("train"))
     _preview(config, store, tokenizer)
     training = batched(store, training=True)
     if not config.val_data_paths:
         return training, None
-    held_out = dist.rank_zero_first(lambda: read(config.val_data_paths, config.val_num_samples, "val"))
+    held_out = dist.rank_zero_first(lambda: read("val"))
     return training, batched(held_out, training=False)
+
+
+def encoded(
+    config: TrainingConfig,
+    tokenizer: Tokenizer,
+    template: Template | None,
+    split: str,
+    *,
+    too_long: Literal["truncate", "drop", "split"],
+    allow_unmasked: bool = False,
+    ranked: bool = False,
+) -> SampleStore:
+    """The documents of the train or the val paths, cut and counted aloud; `ranked` ones are answers."""
+    training = split == "train"
+    paths = config.train_data_paths if training else config.val_data_paths
+    splits = config.train_data_splits if training else config.val_data_splits
+    return prepare(
+        as_files(paths, splits, cache_dir=config.cache_dir, log=say, flag=f"--{split}_data_splits"),
+        num_samples=config.train_num_samples if training else config.val_num_samples,
+        template=template,
+        tokenizer=tokenizer,
+        max_seq_len=config.max_seq_len,
+        too_long=too_long,
+        max_cut_percent=config.max_cut_percent,
+        skip_bad_rows=config.skip_bad_rows,
+        allow_unmasked=allow_unmasked,
+        workers=config.num_data_workers,
+        cache_dir=config.cache_dir,
+        log=say,
+        split=split,
+        ranked=ranked,
+    )
+
+
+def loader_of(
+    config: TrainingConfig,
+    store: Groups | TokenStreams,
+    *,
+    length: int,
+    training: bool,
+    reduction: Literal["tokens", "sequences"] = "tokens",
+    lay: Lay = collate,
+) -> Loader:
+    """This process's steps of a data set: endless and shuffled for training, else once and in order."""
+    return Loader(
+        store,
+        length=length,
+        rows=config.micro_batch_size_per_gpu,
+        accumulate=config.gradient_accum_steps if training else 1,
+        packed=config.pack_samples,
+        seed=config.seed,
+        rank=dist.rank(),
+        world=dist.world_size(),
+        reduction=reduction,
+        shuffle=training,
+        workers=config.num_loader_workers if training else 0,
+        epochs=None if training else 1,
+        lay=lay,
+    )
+
+
+def with_room(shape: ModelConfig, deepest: int, what: str) -> ModelConfig:
+    """The shape with room for documents of so many positions; says so where it had less."""
+    if deepest <= shape.max_positions:
+        return shape
+    say(
+        f"the longest {what} has {deepest:,} positions and the model was made for "
+        f"{shape.max_positions:,}: its config will say {deepest:,}"
+    )
+    return replace(shape, max_positions=deepest)
 
 
 def plan(config: TrainingConfig, blueprint: Transformer, loader: Loader, device: torch.device) -> None:

@@ -76,10 +76,11 @@ def beginning_of(
     held_out: Data | None,
     device: torch.device,
     reference: HeldTo | None,
+    fingerprint: str,
 ) -> Callable[[Transformer], Beginning]:
     """What a run takes from the model it begins with: what it makes of answers, and how far others are off.
 
-    Without `reference` only the second, from held-out data.
+    Without `reference` only the second, from held-out data. `fingerprint` is the reference's.
     """
 
     def begin(model: Transformer) -> Beginning:
@@ -92,7 +93,7 @@ def beginning_of(
         if lasting:
             beginning.annotate = annotated(judging, model, device)
         elif reference:
-            made_by = [fingerprint_of_reference(config, held_to), config.precision]
+            made_by = [fingerprint, config.precision]
             made_by += [config.quant, str(config.quant_double)]
             sets = [data for data in (training, held_out) if data]
             tables = [precomputed(config.cache_dir, made_by, judging, data, device) for data in sets]

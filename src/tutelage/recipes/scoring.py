@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from tutelage.data.batch import Sample
-from tutelage.data.groups import Comparisons
+from tutelage.data.groups import Comparisons, prompt_length
 from tutelage.data.ranked import collate_ranked
 from tutelage.model.transformer import Transformer
 from tutelage.objectives.reward import answer_scores
@@ -26,7 +25,7 @@ def answerer_of(
     prompts: list[Encoded] = []
     for index in range(len(groups)):
         sample = groups.store[groups.answers_of(index)[0]]
-        end = _prompt_length(sample)
+        end = prompt_length(sample)
         if len(prompts) == SHOWN:
             break
         if 0 < end < context:
@@ -60,10 +59,5 @@ def _texts(groups: Comparisons, index: int, tokenizer: Tokenizer) -> Iterator[tu
     """The prompt and the answer of each answer of a group."""
     for number in groups.answers_of(index):
         sample = groups.store[number]
-        tokens, end = np.asarray(sample.tokens), _prompt_length(sample)
+        tokens, end = np.asarray(sample.tokens), prompt_length(sample)
         yield tokenizer.decode(tokens[:end].tolist()), tokenizer.decode(tokens[end:].tolist())
-
-
-def _prompt_length(sample: Sample) -> int:
-    """How many tokens come before the first that is learned."""
-    return int(np.argmax(np.asarray(sample.weights) > 0))

@@ -30,7 +30,15 @@ def run(config: SFTConfig) -> None:
     from tutelage.recipes.adapting import origin, start_of
     from tutelage.recipes.fitting import building_device, device_of, fit
     from tutelage.recipes.handing_over import hand_over
-    from tutelage.recipes.preparing import check_model, check_resume, loaders, plan, say, text_of, with_roles
+    from tutelage.recipes.preparing import (
+        check_model,
+        check_resume,
+        loaders,
+        plan,
+        text_of,
+        with_roles,
+        with_room,
+    )
     from tutelage.recipes.run_directory import check_place, open_run
     from tutelage.recipes.watching import Watch, sampler_of
 
@@ -54,12 +62,7 @@ def run(config: SFTConfig) -> None:
         too_long=config.too_long,
         allow_unmasked=config.allow_unmasked,
     )
-    if training.deepest > model_config.max_positions:
-        say(
-            f"the longest sample has {training.deepest:,} positions and the model was made for "
-            f"{model_config.max_positions:,}: its config will say {training.deepest:,}"
-        )
-        model_config = dataclasses.replace(model_config, max_positions=training.deepest)
+    model_config = with_room(model_config, training.deepest, "sample")
     sampler = sampler_of(config, tokenizer, template, model_config.max_positions)
     blueprint = start.blueprint(config, model_config)
     plan(config, blueprint, training, device)

@@ -4,7 +4,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 WORKERS ?= 2
 
-.PHONY: quickstart test test-slow check format bench docs clean
+PARITY_TESTS = $(shell grep -l 'parity_table import' tests/test_*.py)
+
+.PHONY: quickstart test test-slow parity check format bench docs clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/tutelage quickstart
@@ -14,6 +16,11 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m slow
+
+parity: $(VENV)/.installed-dev
+	rm -f .cache/parity.jsonl; mkdir -p .cache
+	PARITY=.cache/parity.jsonl $(BIN)/python -m pytest -q -n $(WORKERS) -m "slow or not slow" $(PARITY_TESTS)
+	$(BIN)/python tests/parity_table.py .cache/parity.jsonl
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

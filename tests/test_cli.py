@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from tutelage import cli
+from tutelage.commands import Command
 from tutelage.config import load
 from tutelage.errors import Interrupted, UserError
 
@@ -46,8 +47,8 @@ def toy(monkeypatch):
     module.__doc__ = "Count steps.\n\n    tutelage toy --steps 3"
     vars(module).update(ToyConfig=ToyConfig, run=run_toy)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    commands = {"toy": cli.Command("toy", "ToyConfig", "count", positional="ckpt_paths")}
-    commands["toy train"] = cli.Command("toy", "ToyConfig", "count more")
+    commands = {"toy": Command("toy", "ToyConfig", "count", positional="ckpt_paths")}
+    commands["toy train"] = Command("toy", "ToyConfig", "count more")
     monkeypatch.setattr(cli, "COMMANDS", {"sft": cli.COMMANDS["sft"], **commands})
 
 
@@ -135,7 +136,7 @@ def test_a_key_of_another_stage_is_refused_as_such(capsys, monkeypatch, toy):
         dpo_beta: float = 0.1
 
     sys.modules["tutelage.recipes.toy"].OtherConfig = OtherConfig
-    commands = {"dpo": cli.Command("toy", "OtherConfig", ""), "toy": cli.Command("toy", "ToyConfig", "")}
+    commands = {"dpo": Command("toy", "OtherConfig", ""), "toy": Command("toy", "ToyConfig", "")}
     monkeypatch.setattr(cli, "COMMANDS", commands)
     _, _, err = ask(capsys, "toy", "--dpo_beta", "1")
     assert err == "error: toy: --dpo_beta: toy does not use dpo_beta (dpo does)\n"

@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "tutelage"
 FLOORS = {
     "__main__": 7,
     "cli": 6,
+    "commands": 5,
     "recipes": 5,
     "train": 4,
     "rl": 4,

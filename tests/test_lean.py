@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tutelage.model.config import ModelConfig
-from tutelage.model.lean import formed_anew, rms_norm, silu_gated
+from tutelage.model.lean import gated_linear, rms_norm
 from tutelage.model.transformer import Transformer, initialise_
 
 
-def plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def plain_norm(x: Tensor, weight: Tensor, eps: float, *, wide: bool) -> Tensor:
     """What autograd differentiates: the formula."""
-    wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+    normal = x.float()
+    normal = normal * torch.rsqrt(normal.pow(2).mean(-1, keepdim=True) + eps)
+    return (normal * weight.float()).to(x.dtype) if wide else weight * normal.to(x.dtype)
 
 
 def gradients(form: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
@@ -30,11 +31,12 @@ def gradients(form: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("shape", [(2, 5, 16), (1, 1, 16), (7, 16)])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_the_norm_and_its_gradients_are_those_of_the_formula(shape, dtype, close):
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_norm_and_its_gradients_are_those_of_the_formula(shape, dtype, close, wide):
     torch.manual_seed(1)
     x, weight = torch.randn(shape).to(dtype) * 3, torch.rand(16).to(dtype) + 0.5
-    ours = gradients(partial(rms_norm, eps=1e-5), x, weight)
-    theirs = gradients(partial(plain_norm, eps=1e-5), x, weight)
+    ours = gradients(partial(rms_norm, eps=1e-5, wide=wide), x, weight)
+    theirs = gradients(partial(plain_norm, eps=1e-5, wide=wide), x, weight)
     assert torch.equal(ours[0], theirs[0])
     for our, their in zip(ours[1:], theirs[1:], strict=True):
         assert (our - their).abs().max() <= close * their.abs().max()
@@ -52,49 +54,32 @@ def test_a_frozen_norm_weight_gets_no_gradient_and_its_input_does():
     assert x.grad is not None
 
 
+class Other(nn.Linear):
+    """A layer that is not a plain linear one, as one with adapters is not."""
+
+
+@pytest.mark.parametrize("layer", [nn.Linear, Other])
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_the_gated_unit_and_its_gradients_are_those_of_the_formula(dtype, close):
+def test_the_gated_layer_and_its_gradients_are_those_of_the_formula(layer, activation, dtype, close):
     torch.manual_seed(2)
-    gate, up = torch.randn(4, 12).to(dtype) * 4, torch.randn(4, 12).to(dtype)
-    ours = gradients(silu_gated, gate, up)
-    theirs = gradients(lambda gate, up: F.silu(gate) * up, gate, up)
+    gate, up, down = torch.randn(2, 3, 12).to(dtype) * 4, torch.randn(2, 3, 12).to(dtype), layer(12, 6, False)
+    down.to(dtype)
+    act = F.silu if activation == "silu" else partial(F.gelu, approximate="tanh")
+    ours = gradients(lambda gate, up: gated_linear(gate, up, down, activation), gate, up)
+    of_weight, down.weight.grad = down.weight.grad, None
+    theirs = gradients(lambda gate, up: down(act(gate) * up), gate, up)
     assert torch.equal(ours[0], theirs[0])
-    for our, their in zip(ours[1:], theirs[1:], strict=True):
+    for our, their in zip([*ours[1:], of_weight], [*theirs[1:], down.weight.grad], strict=True):
         assert (our - their).abs().max() <= close * their.abs().max()
 
 
-def test_what_a_layer_would_keep_is_formed_anew_and_the_weight_gets_the_same_gradient():
-    torch.manual_seed(3)
-    layer, x = nn.Linear(6, 4), torch.randn(2, 3, 6, requires_grad=True)
-    layer(x.exp()).pow(2).sum().backward()
-    wanted = layer.weight.grad, x.grad
-    layer.weight.grad = x.grad = None
-    made, result = [], x.exp()
-
-    def form() -> Tensor:
-        made.append(1)
-        return x.detach().exp()
-
-    with formed_anew(result, form):
-        out = layer(result)
-    assert not made
-    out.pow(2).sum().backward()
-    assert len(made) == 1
-    assert torch.equal(layer.weight.grad, wanted[0])
-    assert torch.equal(x.grad, wanted[1])
-
-
-def test_a_part_of_the_result_and_other_tensors_are_kept_as_they_are():
-    x, other = torch.randn(4, 6, requires_grad=True), torch.randn(2, 6, requires_grad=True)
-    result = x.exp()
-
-    def form() -> Tensor:
-        raise AssertionError("nothing kept was all of the result")
-
-    with formed_anew(result, form):
-        out = result[:2] * other
-    out.sum().backward()
-    assert torch.equal(other.grad, result[:2].detach())
+def test_a_frozen_layer_gets_no_gradient_and_what_it_reads_does():
+    gate, up, down = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4), nn.Linear(4, 2, False)
+    down.requires_grad_(False)
+    gated_linear(gate, up, down).sum().backward()
+    assert down.weight.grad is None
+    assert gate.grad is not None
 
 
 def test_a_block_keeps_at_most_fifteen_numbers_for_every_one_of_the_residual():

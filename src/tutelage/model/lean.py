@@ -3,89 +3,124 @@
 Of a block of Llama's they save half of what it keeps. Compiled, the compiler decides that itself.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+Activation = Literal["silu", "gelu_tanh"]
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """(..., D), (D,) -> (..., D): `weight` times x over its root mean square, in float32 (arXiv 1910.07467).
 
-    Keeps x as it is and one number a position, where autograd would keep x in float32 and its normal form.
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, wide: bool = False) -> Tensor:
+    """(..., D), (D,) -> (..., D): x over its root mean square, in float32 (arXiv 1910.07467), times `weight`.
+
+    Multiplied in x's dtype, or with `wide` in float32. Keeps x as it is and one number a position, where
+    autograd would keep x in float32 and its normal form.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return _normalised(x, weight, eps)[0]
-    return _RMSNorm.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
+    if _autograd_is_away():
+        return _scaled(*_normal(x, eps), weight, x.dtype, wide)
+    return _RMSNorm.apply(x, weight, eps, wide)  # pyright: ignore[reportReturnType]
 
 
-def silu_gated(gate: Tensor, up: Tensor) -> Tensor:
-    """(..., F), (..., F) -> (..., F): silu(gate) up (arXiv 2002.05202). Keeps its inputs only."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return F.silu(gate) * up
-    return _SiluGated.apply(gate, up)  # pyright: ignore[reportReturnType]
+def gated_linear(
+    gate: Tensor, up: Tensor, down: nn.Module, activation: Activation = "silu", *, form_anew: bool = True
+) -> Tensor:
+    """(..., F), (..., F) -> (..., D): down(activation(gate) up), https://arxiv.org/abs/2002.05202.
+
+    Keeps gate and up alone, where `down` is a plain linear layer and may `form_anew` what it read.
+    """
+    if _autograd_is_away():
+        return down(_ACTIVATIONS[activation](gate) * up)
+    if form_anew and type(down) is nn.Linear and down.bias is None:
+        return _GatedLinear.apply(gate, up, down.weight, activation)  # pyright: ignore[reportReturnType]
+    return down(_Gated.apply(gate, up, activation))
 
 
-@contextmanager
-def formed_anew(result: Tensor, form: Callable[[], Tensor]) -> Iterator[None]:
-    """Where a layer called in here would keep `result` for its backward pass, `form` makes it again then."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        yield
-        return
-    place, size = result.untyped_storage()._cdata, result.numel()
-
-    def pack(kept: Tensor) -> Any:
-        same = kept.untyped_storage()._cdata == place and kept.numel() == size and kept.is_contiguous()
-        return kept.shape if same else kept
-
-    def unpack(kept: Any) -> Tensor:
-        return form().view(kept) if isinstance(kept, torch.Size) else kept
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
+def _autograd_is_away() -> bool:
+    return not torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
-def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(..., D), and what each position was multiplied by, (..., 1) float32."""
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _by_gate(grad: Tensor, gate: Tensor, activation: Activation) -> Tensor:
+    """The gradient by the gate, of one by what the activation gave."""
+    if activation == "silu":
+        return torch.ops.aten.silu_backward(grad, gate)
+    return torch.ops.aten.gelu_backward(grad, gate, approximate="tanh")
+
+
+_ACTIVATIONS = {"silu": F.silu, "gelu_tanh": _gelu}
+
+
+def _normal(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(..., D) and what each position was multiplied by, (..., 1), both float32."""
     wide = x.float()
     scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * (wide * scale).to(x.dtype), scale
+    return wide * scale, scale
+
+
+def _scaled(normal: Tensor, scale: Tensor, weight: Tensor, dtype: torch.dtype, wide: bool) -> Tensor:
+    return (normal * weight.float()).to(dtype) if wide else weight * normal.to(dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        normal, scale = _normalised(x, weight, eps)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, wide: bool) -> Tensor:
+        normal, scale = _normal(x, eps)
         ctx.save_for_backward(x, weight, scale)
-        return normal
+        ctx.wide = wide
+        return _scaled(normal, scale, weight, x.dtype, wide)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
-        (grad,) = grads
+        grad = grads[0].float() if ctx.wide else grads[0]
         normal = x.float() * scale
-        of_weight = None
+        of_x = of_weight = None
         if ctx.needs_input_grad[1]:
-            of_weight = (grad * normal.to(x.dtype)).flatten(0, -2).sum(0)
-        if not ctx.needs_input_grad[0]:
-            return None, of_weight, None
-        inner = (grad * weight).float()
-        inner = scale * (inner - normal * (inner * normal).mean(-1, keepdim=True))
-        return inner.to(x.dtype), of_weight, None
+            of_weight = (grad * normal.to(grad.dtype)).flatten(0, -2).sum(0).to(weight.dtype)
+        if ctx.needs_input_grad[0]:
+            inner = (grad * weight).float()
+            of_x = (scale * (inner - normal * (inner * normal).mean(-1, keepdim=True))).to(x.dtype)
+        return of_x, of_weight, None, None
 
 
-class _SiluGated(torch.autograd.Function):
+class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate) * up
+        ctx.activation = activation
+        return _ACTIVATIONS[activation](gate) * up
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
         (grad,) = grads
-        of_gate = torch.ops.aten.silu_backward(grad * up, gate)
-        return of_gate, grad * F.silu(gate)
+        of_gate = _by_gate(grad * up, gate, ctx.activation)
+        return of_gate, grad * _ACTIVATIONS[ctx.activation](gate), None
+
+
+class _GatedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, activation: Activation) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        ctx.activation = activation
+        return F.linear(_ACTIVATIONS[activation](gate) * up, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, weight = ctx.saved_tensors
+        (grad,) = grads
+        active = _ACTIVATIONS[ctx.activation](gate)
+        of_gate = of_up = of_weight = None
+        if ctx.needs_input_grad[2]:
+            inner = (active * up).flatten(0, -2)
+            of_weight = (inner.t() @ grad.flatten(0, -2)).t()
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+            of_inner = grad @ weight
+            of_gate = _by_gate(of_inner * up, gate, ctx.activation)
+            of_up = of_inner * active
+        return of_gate, of_up, of_weight, None

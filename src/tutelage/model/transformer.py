@@ -5,7 +5,6 @@ B rows   T positions   D model dim   H query heads   K kv heads   C head dim   V
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Literal
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from tutelage.model.attention import Layout, attend, plan
 from tutelage.model.cache import KVCache
 from tutelage.model.config import ModelConfig
-from tutelage.model.lean import formed_anew, rms_norm, silu_gated
+from tutelage.model.lean import gated_linear, rms_norm
 from tutelage.model.roles import RoleEmbeddings, initialise_roles_
 from tutelage.model.rope import frequencies, rotate, rotation
 from tutelage.model.score import initialise_score_, with_score_head
@@ -67,13 +66,12 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.form_anew = True  # what down_proj reads, in the backward pass
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)"""
         gate, up = self.gate_proj(x), self.up_proj(x)
-        inner = silu_gated(gate, up)
-        with formed_anew(inner, partial(silu_gated, gate.detach(), up.detach())):
-            return self.down_proj(inner)
+        return gated_linear(gate, up, self.down_proj, form_anew=self.form_anew)
 
 
 class Block(nn.Module):

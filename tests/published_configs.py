@@ -93,7 +93,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | _sizes(32064, 3072, 8192, 32, 32, 32, 131072)
     | {"model_type": "phi3", "embd_pdrop": 0.0, "resid_pdrop": 0.0, "sliding_window": 262144}
     | {"original_max_position_embeddings": 4096, "rms_norm_eps": 1e-05, "rope_theta": 10000.0}
-    | {"rope_scaling": {"long_factor": [2.0] * 48, "short_factor": [1.0] * 48, "type": "su"}},
+    | {"rope_scaling": {"long_factor": [2.0] * 48, "short_factor": [1.0] * 48, "type": "longrope"}},
     "Phi-4-mini": _OLD
     | _sizes(200064, 3072, 8192, 32, 24, 8, 131072)
     | {"model_type": "phi3", "embd_pdrop": 0.0, "resid_pdrop": 0.0, "sliding_window": 262144}

@@ -1,6 +1,8 @@
 """A published config.json is read as transformers reads it; what we would compute wrongly is refused."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -172,10 +174,15 @@ def test_all_keys_of_transformers_own_class_are_known(model_type):
     ModelConfig.from_hf(values)
 
 
+def test_the_first_files_of_phi3_had_other_names_for_longrope():
+    published = CONFIGS["Phi-3 mini 128k"]
+    for name in ("su", "yarn"):
+        values = published | {"rope_scaling": published["rope_scaling"] | {"type": name}}
+        assert ModelConfig.from_hf(values) == ModelConfig.from_hf(published)
+
+
 def test_longrope_keeps_its_temperature_when_a_model_is_trained_on_longer_rows():
     """Left out, it follows max_position_embeddings; changed, it must be said: sqrt(1 + ln 32 / ln 4096)."""
-    from dataclasses import replace
-
     config = ModelConfig.from_hf(CONFIGS["Phi-3 mini 128k"])
     factor = math.sqrt(1 + math.log(32) / math.log(4096))
     assert config.rope_scaling["attention_factor"] == pytest.approx(factor)
@@ -200,8 +207,6 @@ def test_the_frequencies_of_yarn_worked_by_hand():
 
 def test_a_directory_of_ours_is_one_of_transformers(tmp_path):
     """Written as config.json, by the automatic class."""
-    import json
-
     for name, values in CONFIGS.items():
         (tmp_path / "config.json").write_text(json.dumps(ModelConfig.from_hf(values).to_hf()))
         assert AutoConfig.from_pretrained(tmp_path).model_type == values["model_type"], name

@@ -1,5 +1,6 @@
 """Every family computes what transformers computes: docs/parity.md has the worst differences found here."""
 
+import os
 import warnings
 from copy import deepcopy
 from functools import cache
@@ -275,6 +276,7 @@ def test_losses_of_capped_logits_are_those_of_the_logits(name):
         torch.testing.assert_close(divergence, F.kl_div(q, p, log_target=True, reduction="sum"))
 
 
+@pytest.mark.skipif("PARITY" in os.environ, reason="the page is written when all tests are through")
 def test_the_page_shows_every_model_and_every_column():
     shown = read_page()["families"]
     assert set(shown) == set(MODELS)

@@ -227,6 +227,8 @@ def refuse_other_arithmetic(config: ModelConfig) -> None:
         problems.append("attention has a sliding window, it has none")
     if config.head == "score":
         problems.append("it has a score head, and that program writes text")
+    if config.unlike_llama:
+        problems.append(f"it is no plain Llama: {', '.join(config.unlike_llama)}")
     if config.role_embeddings:
         problems.append("what is added to a token depends on whose it is, it has no role embeddings")
     if problems:

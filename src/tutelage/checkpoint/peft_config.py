@@ -29,6 +29,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # others change the base as well
 _UNDONE = ("pissa", "olora", "corda", "lora_ga")  # by PEFT, when it saves
 _IN_BLOCKS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+_IN_BLOCKS |= {"qkv_proj", "gate_up_proj"}
 _BLOCK = re.compile(r"(.*\blayers\.)(\d+)(\..+)")
 
 
@@ -100,8 +101,8 @@ def check_targets(
 ) -> None:
     """Refuse files that lack layers which the config says they have.
 
-    PEFT lets a list name layers that a model does not have, so of a name that no layer bears only the seven
-    that every block here has are missed; and a layer may be missing that is chosen out, or trained in full.
+    PEFT lets a list name layers that a model does not have, so of a name that no layer bears only those
+    that blocks here have are missed; and a layer may be missing that is chosen out, or trained in full.
     """
     targets = values.get("target_modules")
     if not targets or targets == "all-linear":

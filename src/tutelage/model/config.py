@@ -1,11 +1,12 @@
 """The shape of a model, read from and written to Hugging Face's `config.json`."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from tutelage.errors import UserError
 from tutelage.model.config_file import fields_of
+from tutelage.model.config_rope import ORIGINAL, check_factors, written_scaling
 from tutelage.model.families import FAMILIES, FULL, SLIDING
 
 N_ROLES = 5  # system, user, assistant, tool, other
@@ -25,10 +26,25 @@ class ModelConfig:
     max_positions: int = 2048
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    rope_scaling: dict[str, Any] | None = None  # only type llama3, in HF's words
+    rope_scaling: dict[str, Any] | None = None  # in HF's words, complete: see config_rope.py
+    local_theta: float | None = None  # rope_theta of layers with a window, unscaled; None: as of the others
+    partial_rotary: float = 1.0  # of every head this share turns, the rest does not
+    rope_layers: tuple[bool, ...] | None = None  # which layers have rotary embeddings; None: all
+    rope_wide: bool = False  # queries and keys are turned in float32
     head: Literal["lm", "score"] = "lm"  # score: one number a position, of reward and value models
     tied: bool = False  # the head is the embedding; a score head never is
-    qkv_bias: bool = False  # Qwen 2.5
+    qkv_bias: bool = False
+    qk_norm: Literal["head", "whole"] | None = None  # of queries and keys, each head or all of them together
+    norms: Literal["before", "after", "around"] = "before"  # where a block has them
+    norm: Literal["plain", "wide", "centred"] = (
+        "plain"  # wide: times the weight before rounding; centred: 1 + w
+    )
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    fused: bool = False  # queries, keys and values are one layer, and so are gate and up
+    scaled_embeddings: bool = False  # by the root of dim
+    query_scalar: float | None = None  # scores are divided by its root; None: by that of head_dim
+    attention_cap: float | None = None  # scores are bent to within it
+    logit_cap: float | None = None  # and logits
     windows: tuple[int | None, ...] | None = None  # sliding window of every layer; None: none has one
     role_embeddings: bool = False  # of whose token it is, added to the token's own
     role_embeddings_init: str = "zeros"  # what their table began as: zeros or gaussian:STD
@@ -46,8 +62,10 @@ class ModelConfig:
                 f"{self.n_heads} attention heads cannot share {self.n_kv_heads} key-value heads: "
                 "the first must be a multiple of the second"
             )
-        if self.head_dim % 2:
-            raise UserError(f"head_dim {self.head_dim} is odd; rotary embeddings turn pairs")
+        if self.rotary_dim % 2:
+            name = "head_dim" if self.partial_rotary == 1 else "the part of a head that turns,"
+            raise UserError(f"{name} {self.rotary_dim} is odd; rotary embeddings turn pairs")
+        check_factors(self.rope_scaling, self.rotary_dim)
         for name in ("vocab_size", "dim", "n_layers", "n_heads", "ffn_dim", "max_positions"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; a model needs at least 1")
@@ -66,10 +84,53 @@ class ModelConfig:
         """Number of weights, a tied head counted once."""
         queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         attention = self.dim * (2 * queries + 2 * keys) + (queries + 2 * keys) * self.qkv_bias
-        layer = attention + 3 * self.dim * self.ffn_dim + 2 * self.dim
+        norms = self.dim * (4 if self.norms == "around" else 2)
+        norms += {None: 0, "head": 2 * self.head_dim, "whole": queries + keys}[self.qk_norm]
+        layer = attention + 3 * self.dim * self.ffn_dim + norms
         embeddings = (self.vocab_size + (0 if self.tied else self.n_outputs)) * self.dim
         embeddings += N_ROLES * self.dim * self.role_embeddings
         return embeddings + self.n_layers * layer + self.dim
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many numbers of a head rotary embeddings turn."""
+        return int(self.head_dim * self.partial_rotary)
+
+    @property
+    def rope_kinds(self) -> tuple[str | None, ...]:
+        """Of every layer: `all`, `local` where windows have a rope_theta of their own, None without any."""
+        windows = self.windows or (None,) * self.n_layers
+        turn = self.rope_layers or (True,) * self.n_layers
+        local = self.local_theta is not None
+        kinds = ("local" if local and window else "all" for window in windows)
+        return tuple(kind if turns else None for kind, turns in zip(kinds, turn, strict=True))
+
+    def rope(self, kind: str) -> tuple[float, dict[str, Any] | None]:
+        """rope_theta and scaling of a kind of layer."""
+        if kind == "local" and self.local_theta is not None:
+            return self.local_theta, None
+        return self.rope_theta, self.rope_scaling
+
+    @property
+    def unlike_llama(self) -> list[str]:
+        """The fields that every Llama has as they are by default; sizes, windows and scaling apart."""
+        names = set().union(*(family.traits for family in FAMILIES.values()))
+        names |= {
+            "query_scalar",
+            "attention_cap",
+            "logit_cap",
+            "local_theta",
+            "partial_rotary",
+            "rope_layers",
+        }
+        plain = {each.name: each.default for each in fields(self)}
+        return sorted(name for name in names - {"qkv_bias"} if getattr(self, name) != plain[name])
+
+    @property
+    def original_context(self) -> int | None:
+        """How long a document is at most that turns by longrope's short factors; None without longrope."""
+        scaling = self.rope_scaling or {}
+        return scaling[ORIGINAL] if scaling.get("rope_type") == "longrope" else None
 
     @classmethod
     def from_hf(cls, values: dict[str, Any], *, where: str = "config.json") -> "ModelConfig":
@@ -92,12 +153,7 @@ class ModelConfig:
             "head_dim": self.head_dim,
             "max_position_embeddings": self.max_positions,
             "rms_norm_eps": self.norm_eps,
-            "rope_theta": self.rope_theta,
-            "rope_scaling": self.rope_scaling,
-            "rope_parameters": {
-                "rope_theta": self.rope_theta,
-                **(self.rope_scaling or {"rope_type": "default"}),
-            },
+            **self._rope_values(),
             "tie_word_embeddings": self.tied,
             "attention_dropout": 0.0,
             "initializer_range": 0.02,
@@ -116,8 +172,19 @@ class ModelConfig:
         values |= {key: getattr(self, name) for key, name in family.numbers.items()}
         return values | {key: self._of_layers()[key] for key in family.written}
 
+    def _rope_values(self) -> dict[str, Any]:
+        """In both spellings: transformers 5 reads rope_parameters, all others the older keys."""
+        scaling = written_scaling(self.rope_scaling, self.max_positions)
+        parameters: dict[str, Any] = {"rope_theta": self.rope_theta, **(scaling or {"rope_type": "default"})}
+        if self.partial_rotary != 1.0:
+            parameters["partial_rotary_factor"] = self.partial_rotary
+        if self.local_theta is not None:
+            local = {"rope_theta": self.local_theta, "rope_type": "default"}
+            parameters = {FULL: parameters, SLIDING: local}
+        return {"rope_theta": self.rope_theta, "rope_scaling": scaling, "rope_parameters": parameters}
+
     def _of_layers(self) -> dict[str, Any]:
-        """What a config.json may say of windows, in every family's words."""
+        """What a config.json may say of windows and rotary embeddings, in every family's words."""
         layers = self.windows or (None,) * self.n_layers
         window = next((w for w in layers if w), None)
         return {
@@ -125,6 +192,10 @@ class ModelConfig:
             "use_sliding_window": window is not None,
             "max_window_layers": next((i for i, w in enumerate(layers) if w), self.n_layers),
             "layer_types": [SLIDING if w else FULL for w in layers],
+            "rope_local_base_freq": self.local_theta,
+            "partial_rotary_factor": self.partial_rotary,
+            ORIGINAL: self.original_context or self.max_positions,
+            "no_rope_layers": [int(turns) for turns in self.rope_layers or (True,) * self.n_layers],
         }
 
 

@@ -48,6 +48,9 @@ COMMANDS = {
     ),
     "plan pretrain": Command("plan", "PlanPretrainConfig", "say what a pretraining run would take"),
     "plan sft": Command("plan", "PlanSFTConfig", "say what a fine-tuning run would take"),
+    "data download": Command(
+        "download", "DownloadConfig", "fetch a data set or a model from the hub, or a URL", positional="name"
+    ),
     "data download tinystories": Command(
         "download_tinystories", "DownloadTinystoriesConfig", "fetch five million small stories, 1.6 GB"
     ),

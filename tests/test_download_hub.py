@@ -1,124 +1,17 @@
-"""`tutelage data download` of data sets, models and URLs, against a server that speaks the hub's API."""
+"""`tutelage data download` of data sets and models, against a server that speaks the hub's API."""
 
-import hashlib
-import json
-import re
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
 
 import huggingface_hub.constants
 import pytest
-from test_download import Handler, Server, serving
+from hub_server import OWN, PARQUET, REPOSITORIES, Hub
 
 from tutelage import cli
 from tutelage.data import download as downloading
-from tutelage.data.hub import CONVERTED, SHORT_NAMES
+from tutelage.data.hub import SHORT_NAMES
 from tutelage.recipes.download import DownloadConfig
 from tutelage.recipes.download import run as fetch
-
-PARQUET = {f"main/train/000{n}.parquet": bytes([n]) * 30_000 for n in range(2)}
-PARQUET |= {"main/test/0000.parquet": b"t" * 5000, "socratic/partial-train/0000.parquet": b"s" * 7000}
-OWN = {"README.md": b"# Sums\n", "data/train.jsonl": b'{"a": 1}\n' * 100}
-WEIGHTS = (
-    "model.safetensors",
-    "pytorch_model.bin",
-    "config.json",
-    "tokenizer.json",
-    "onnx/model.onnx",
-    "tf_model.h5",
-)
-MODEL = {path: path.encode() * 50 for path in WEIGHTS}
-REPOSITORIES = {
-    "datasets": {"openai/gsm8k": {CONVERTED: PARQUET, "main": OWN}, "me/own": {"main": OWN}},
-    "models": {"me/model": {"main": MODEL}},
-}
-
-
-class Hub(ThreadingHTTPServer):
-    """The hub's API for `REPOSITORIES`, and their files, which lie on another host, as large ones do."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), HubHandler)
-        self.commits: dict[str, dict[str, bytes]] = {}
-        self.moved, self.gated, self.damaged, self.cut = 0, False, False, 0
-        self.asked: list[str] = []
-        self.tokens: list[tuple[str, str | None]] = []
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.server.asked.append(path)
-        self.server.tokens.append((path.split("/")[1], self.headers.get("Authorization")))
-        if path.startswith("/elsewhere/"):
-            self._file(path.removeprefix("/elsewhere/"))
-        elif found := re.fullmatch(r"/api/(datasets|models)/([^/]+/[^/]+)/(revision|tree)/(.+)", path):
-            self._answer(*found.groups())
-        elif found := re.fullmatch(r"/(?:datasets/)?[^/]+/[^/]+/resolve/(.+)", path):
-            host = self.headers["Host"].replace("127.0.0.1", "localhost")
-            self._send(302, b"", Location=f"http://{host}/elsewhere/{found.group(1)}")
-        else:
-            self._send(404, b"")
-
-    def _answer(self, kind: str, name: str, what: str, revision: str) -> None:
-        if self.server.gated:
-            self._send(403, b"{}", **{"X-Error-Code": "GatedRepo"})
-        elif name not in REPOSITORIES[kind]:
-            self._send(404, b"{}", **{"X-Error-Code": "RepoNotFound"})
-        elif what == "tree":
-            self._send(200, json.dumps(self._tree(self.server.commits[revision])).encode())
-        elif revision not in REPOSITORIES[kind][name]:
-            self._send(404, b"{}", **{"X-Error-Code": "RevisionNotFound"})
-        else:
-            commit = hashlib.sha1(f"{name} {revision} {self.server.moved}".encode()).hexdigest()
-            self.server.commits[commit] = REPOSITORIES[kind][name][revision]
-            self._send(200, json.dumps({"id": name, "sha": commit, "siblings": []}).encode())
-
-    def _tree(self, files: dict[str, bytes]) -> list[dict]:
-        entries: list[dict] = [{"type": "directory", "path": "main", "oid": "0" * 40, "size": 0}]
-        for path, content in files.items():
-            oid = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
-            entry = {"type": "file", "path": path, "oid": oid, "size": len(content)}
-            if path.endswith((".parquet", ".safetensors", ".bin")):
-                digest = hashlib.sha256(content).hexdigest()
-                entry |= {"oid": "1" * 40, "lfs": {"oid": digest, "size": len(content), "pointerSize": 134}}
-            entries.append(entry)
-        return entries
-
-    def _file(self, place: str) -> None:
-        commit, _, path = place.partition("/")
-        content = self.server.commits[commit][path]
-        if self.server.damaged:
-            content = content[:-1] + b"!"
-        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1]) if self.headers["Range"] else 0
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.send_header("ETag", '"one"')
-        self.end_headers()
-        cut, self.server.cut = self.server.cut, 0
-        self.wfile.write(content[start:][: cut or None])
-
-    def _send(self, code: int, body: bytes, **headers: str) -> None:
-        self.send_response(code)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Silence."""
 
 
 @pytest.fixture(autouse=True)
@@ -273,69 +166,3 @@ def test_the_names_of_universal_llm_trainer_are_known():
     names = {"gsm8k", "ai2_arc", "hellaswag", "winogrande", "mmlu", "truthful_qa"}
     assert names <= set(SHORT_NAMES)
     assert SHORT_NAMES["ai2_arc"].subsets == ("ARC-Challenge", "ARC-Easy")
-
-
-# Files by their URL
-
-
-def test_a_url_is_fetched_and_checked(tmp_path, capsys):
-    content = b"new" * 5000
-    digest = hashlib.sha256(content).hexdigest()
-    with serving(content, cut=4000, drops=1) as server:
-        code, out, err = run(capsys, server.url, "--sha256", digest.upper(), "--output_dir", tmp_path)
-        assert (code, out) == (0, f"{tmp_path / 'TinyStories_all_data.tar.gz'}\n"), err
-        assert server.ranges == [None, "bytes=4000-"]
-        code, _, err = run(capsys, server.url, "--sha256", digest, "--output_dir", tmp_path)
-        assert (code, "is there already" in err, len(server.ranges)) == (0, True, 2)
-        code, _, err = run(capsys, server.url, "--sha256", "0" * 64, "--output_dir", tmp_path)
-        assert (
-            code == 2 and f"is there and is another file: its SHA-256 is {digest}, and should be 000" in err
-        )
-        code, _, err = run(capsys, server.url, "--sha256", "0" * 64, "--output_dir", tmp_path / "b")
-        assert (
-            code == 2
-            and f"was not kept: its SHA-256 is {digest}" in err
-            and not any((tmp_path / "b").iterdir())
-        )
-
-
-@pytest.fixture
-def slept(monkeypatch) -> list[float]:
-    seconds: list[float] = []
-    monkeypatch.setattr(downloading.time, "sleep", seconds.append)
-    return seconds
-
-
-@contextmanager
-def busy(monkeypatch, later: str, times: int) -> Iterator[Server]:
-    """A server that answers 429 a few times, with `later` for Retry-After."""
-    answer, left = Handler.do_GET, [times]
-
-    def do_GET(handler: Handler) -> None:
-        if left[0]:
-            left[0] -= 1
-            handler.send_response(429, "Too Many Requests")
-            handler.send_header("Retry-After", later)
-            handler.send_header("Content-Length", "0")
-            handler.end_headers()
-        else:
-            answer(handler)
-
-    monkeypatch.setattr(Handler, "do_GET", do_GET)
-    with serving(b"new" * 5000) as server:
-        yield server
-
-
-def test_a_server_that_is_busy_is_asked_again_when_it_says(tmp_path, capsys, monkeypatch, slept):
-    with busy(monkeypatch, "7", 2) as server:
-        assert run(capsys, server.url, "--output_dir", tmp_path / "a")[0] == 0
-    assert slept == [7.0, 7.0]
-    with busy(monkeypatch, formatdate(time.time() + 60, usegmt=True), 1) as server:
-        assert run(capsys, server.url, "--output_dir", tmp_path / "b")[0] == 0
-    assert 50 < slept[2] <= 60
-    with busy(monkeypatch, "soon", 1) as server:
-        assert run(capsys, server.url, "--output_dir", tmp_path / "c")[0] == 0
-    assert slept[3] == 0.0
-    with busy(monkeypatch, "86400", 1) as server:
-        code, _, err = run(capsys, server.url, "--output_dir", tmp_path / "d")
-    assert code == 2 and "429 Too Many Requests; the server wants to be asked again in 86,400 seconds" in err

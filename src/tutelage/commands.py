@@ -144,6 +144,9 @@ COMMANDS = {
         "turn TruthfulQA into answers, or questions with choices",
         run="run_truthful_qa",
     ),
+    "data stats": Command(
+        "data_stats", "DataStatsConfig", "count rows, lengths, roles, what is cut and what comes twice"
+    ),
     "data show": Command(
         "data_show", "DataShowConfig", "print samples in colour: what is learned and what is not"
     ),

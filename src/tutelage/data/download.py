@@ -17,6 +17,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import IO
 
@@ -113,7 +114,7 @@ def download(
     os.replace(part, path)
 
 
-def _asked_to_wait(headers: http.client.HTTPMessage) -> float:
+def _asked_to_wait(headers: Message) -> float:
     """Seconds, from Retry-After: a number, or a date; 0 where there is neither."""
     said = (headers.get("Retry-After") or "").strip()
     if said.isdecimal():

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any, Literal
+from typing import Literal
 
 from tutelage.errors import UserError
 
@@ -62,8 +62,12 @@ class Repository:
 
     def subset(self, subsets: Sequence[str], splits: Sequence[str]) -> list[RemoteFile]:
         """The files of these subsets and splits, all where none is named; of a converted data set."""
-        laid_out = [(file, *file.path.split("/")) for file in self.files if file.path.count("/") == 2]
-        there = {"subset": {each[1] for each in laid_out}, "split": {_split(each[2]) for each in laid_out}}
+        laid_out = [
+            (file, file.path.split("/")[0], _split(file.path.split("/")[1]))
+            for file in self.files
+            if file.path.count("/") == 2
+        ]
+        there = {"subset": {each[1] for each in laid_out}, "split": {each[2] for each in laid_out}}
         for kind, wanted in (("subset", subsets), ("split", splits)):
             if unknown := [name for name in wanted if name not in there[kind]]:
                 raise UserError(
@@ -71,8 +75,8 @@ class Repository:
                 )
         chosen = [
             file
-            for file, subset, split, _ in laid_out
-            if (not subsets or subset in subsets) and (not splits or _split(split) in splits)
+            for file, subset, split in laid_out
+            if (not subsets or subset in subsets) and (not splits or split in splits)
         ]
         if not chosen:
             raise UserError(f"{self.name} has no file of the subsets and splits that were asked for together")
@@ -99,10 +103,11 @@ def look(name: str, kind: Literal["dataset", "model"], revision: str) -> Reposit
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
-        HTTPError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]  of the library that it asks with
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.hf_api import RepoFile
 
     api = HfApi()
     try:
@@ -137,7 +142,7 @@ def look(name: str, kind: Literal["dataset", "model"], revision: str) -> Reposit
             None if entry.lfs else entry.blob_id,
         )
         for entry in entries
-        if _is_file(entry)
+        if isinstance(entry, RepoFile)
     ]
     return Repository(name, commit, files)
 
@@ -147,10 +152,6 @@ def headers() -> dict[str, str]:
     from huggingface_hub.utils import build_hf_headers
 
     return build_hf_headers(library_name="tutelage")
-
-
-def _is_file(entry: Any) -> bool:
-    return hasattr(entry, "blob_id")
 
 
 def _split(directory: str) -> str:

@@ -34,6 +34,11 @@ def test_an_instruction_is_followed_by_the_text_that_it_is_about():
     assert said(conversations.alpaca({"instruction": "Name one.", "output": "Red."}, ANY))[0] == "Name one."
 
 
+def test_what_is_held_out_together_is_what_comes_before_the_first_answer():
+    turns = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user", "assistant")]
+    assert Conversation(turns).opening == turns[:2]
+
+
 @pytest.mark.parametrize(
     ("instruction", "fault"),
     [

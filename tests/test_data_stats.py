@@ -88,6 +88,24 @@ def test_rows_and_prompts_that_come_twice_are_named(tmp_path, capsys):
     assert "  and 14 more" in printed
 
 
+def test_rows_are_the_same_only_if_the_same_people_say_it(tmp_path, capsys):
+    system, user, assistant = ({"role": role} for role in ("system", "user", "assistant"))
+    rows = [
+        [{**user, "content": "a"}, {**assistant, "content": "b"}, {**user, "content": "c"}],
+        [{**system, "content": "a"}, {**user, "content": "b"}, {**assistant, "content": "c"}],
+    ]
+    found, _ = numbers(capsys, tmp_path, "--train_data_paths", chats(tmp_path / "a.jsonl", rows))
+    assert found["train"]["same_rows"]["count"] == 0
+
+
+def test_a_prompt_is_all_before_the_last_answer(tmp_path, capsys):
+    rows = [[*chat("a", "b"), *chat(question, "c")] for question in ("d", "e", "d")]
+    rows[2][-1] = {"role": "assistant", "content": "f"}
+    found, _ = numbers(capsys, tmp_path, "--train_data_paths", path := chats(tmp_path / "a.jsonl", rows))
+    assert found["train"]["same_prompts"] == {"count": 1, "first": [[f"{path}:3", f"{path}:1"]]}
+    assert found["train"]["same_rows"]["count"] == 0
+
+
 def test_held_out_rows_that_are_trained_on_are_found(tmp_path, capsys):
     train = chats(tmp_path / "a.jsonl", TRAIN)
     # Trained on; only its prompt is; neither: the same words by others.

@@ -7,7 +7,7 @@ import pytest
 from materials import piqa_requests
 
 from tutelage.data.builders import hh_rlhf, piqa, ultrafeedback
-from tutelage.data.builders.preference_records import Choice, Ranked, checked, record_of, without_ties
+from tutelage.data.builders.records import Choice, Ranked, checked, record_of, without_ties
 from tutelage.data.comparison import comparison_fault, read_comparison
 from tutelage.errors import UserError
 

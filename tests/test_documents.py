@@ -8,7 +8,8 @@ from tiny_data import TOKENIZER, chat, refusal
 
 from tutelage.data import read
 from tutelage.data.dataset import encode_paths
-from tutelage.data.read import Rows, load_rows, parse_sources, scan
+from tutelage.data.read import Rows, load_rows, scan
+from tutelage.data.sources import parse_sources
 
 
 def scanned(path: Path, content: bytes) -> Rows:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tutelage.data.comparison import UNKNOWN
+from tutelage.data.faults import Faults
 from tutelage.data.processes import in_processes
-from tutelage.data.read import Faults, Rows, Source, load_rows
+from tutelage.data.read import Rows, load_rows
+from tutelage.data.sources import Source
 from tutelage.text.pieces import Encoded
 from tutelage.text.roles import ROLE_IDS
 
@@ -113,7 +115,7 @@ class Encoder:
             if fault is None:
                 kept.append((line, messages))
             else:
-                faults.add(source.path, line, fault)
+                faults.add(source.place(line), fault)
         encoded = self.template.encode_batch([messages for _, messages in kept], self.tokenizer)
         return kept, [(each.tokens, each.weights, each.roles) for each in encoded]
 
@@ -125,7 +127,7 @@ class Encoder:
             conversations = [[*comparison.prompt, *answer] for answer in comparison.answers]
             found = (self.template.fault(messages) for messages in conversations)
             if fault := next((fault for fault in found if fault is not None), None):
-                faults.add(source.path, line, fault)
+                faults.add(source.place(line), fault)
                 continue
             kept.append((line, comparison))
             whole += conversations

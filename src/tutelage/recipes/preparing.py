@@ -14,7 +14,7 @@ from tutelage.data.dataset import prepare
 from tutelage.data.loader import Lay, Loader
 from tutelage.data.order import Groups
 from tutelage.data.pack import collate
-from tutelage.data.saved import as_files
+from tutelage.data.paths import find_data
 from tutelage.data.store import SampleStore
 from tutelage.data.streams import TokenStreams
 from tutelage.errors import UserError
@@ -131,8 +131,17 @@ def encoded(
     training = split == "train"
     paths = config.train_data_paths if training else config.val_data_paths
     splits = config.train_data_splits if training else config.val_data_splits
+    found = find_data(
+        paths,
+        splits,
+        shapes=config.train_data_shapes if training else config.val_data_shapes,
+        fields=config.data_fields,
+        cache_dir=config.cache_dir,
+        log=say,
+        flag=f"--{split}_data_splits",
+    )
     return prepare(
-        as_files(paths, splits, cache_dir=config.cache_dir, log=say, flag=f"--{split}_data_splits"),
+        found,
         num_samples=config.train_num_samples if training else config.val_num_samples,
         template=template,
         tokenizer=tokenizer,

@@ -18,12 +18,15 @@ class TrainingConfig:
 
     # Data
     train_data_paths: tuple[str, ...]
-    """jsonl:FILE with messages or text, text:FILE, a document a line, document:FILE, local:DIR, hub ids"""
+    """jsonl:, parquet:, csv:, json: or text:FILE, a folder or *.suffix of them, local:DIR, hub ids"""
     val_data_paths: tuple[str, ...] = ()  # held-out data of the same kinds; none: no validation
     train_data_splits: tuple[
         str, ...
     ] = ()  # of each path that is a data set of the hub or local:; - for files
     val_data_splits: tuple[str, ...] = ()  # of each path, as above
+    train_data_shapes: tuple[str, ...] = ()  # of each path: messages, sharegpt, alpaca, ... or - to find out
+    val_data_shapes: tuple[str, ...] = ()  # of each path, as above
+    data_fields: tuple[str, ...] = ()  # OLD=NEW, other names for keys of records, like question=instruction
     train_num_samples: tuple[float, ...] = ()  # of each path: above 1 a count, up to 1 a share, -1 all
     val_num_samples: tuple[float, ...] = ()  # of each path, as above
     max_seq_len: int = 4096  # positions of the longest document and, packed, of a row

@@ -81,6 +81,12 @@ COMMANDS = {
         "turn UltraFeedback into ranked answers or pairs",
         run="run_ultrafeedback",
     ),
+    "data convert": Command(
+        "data_convert",
+        "DataConvertConfig",
+        "write records of any shape as JSON lines of one",
+        positional="input",
+    ),
     "data show": Command(
         "data_show", "DataShowConfig", "print samples in colour: what is learned and what is not"
     ),

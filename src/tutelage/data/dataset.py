@@ -132,8 +132,8 @@ def _by_path(sources: list[Source], paths: int, log: Callable[[str], None]) -> l
         first = group[0]
         if other := next((source for source in group if source.kind != first.kind), None):
             raise UserError(
-                f"{first.name or first.path} and {other.name or other.path} hold different things, and a path "
-                "is read in one way; give two paths"
+                f"{first.name or first.path} and {other.name or other.path} hold different things; "
+                "what a path names is read in one way, so give them as two"
             )
         if first.unused:
             log(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.data.batch import Batch, Sample
+from tutelage.data.mixture import Mixed
 from tutelage.data.order import Groups, Order, Packed, Unpacked
 from tutelage.data.pack import ROUND, collate
 from tutelage.data.streams import Streamed, TokenStreams
@@ -42,17 +43,21 @@ class Loader:
         shuffle: bool = True,
         workers: int = 0,
         epochs: int | None = None,
+        weights: Sequence[float] = (),
         lay: Lay = collate,
     ) -> None:
+        """`weights` are the shares of the data set's paths in what is shuffled; none: all of each."""
         assert reduction in ("tokens", "sequences") and 0 <= rank < world and rows > 0 and accumulate > 0
         if not len(store):
             raise UserError("there is no sample to load")
-        if isinstance(store, TokenStreams):
-            self._order: Order = Streamed(store, length=length, seed=seed, shuffle=shuffle)
-        elif packed:
-            self._order = Packed(store, length=length, seed=seed, shuffle=shuffle)
-        else:
-            self._order = Unpacked(store, seed=seed, shuffle=shuffle)
+        self._order = order_of(
+            store,
+            length=length,
+            packed=packed,
+            seed=seed,
+            shuffle=shuffle,
+            weights=weights if shuffle else (),
+        )
         self._facts = {**self._order.facts, "samples or rows a step": rows * accumulate * world}
         self._rows, self._accumulate, self._rank, self._world = rows, accumulate, rank, world
         self._by_sequence, self._epochs, self._collate = reduction == "sequences", epochs, lay
@@ -109,6 +114,12 @@ class Loader:
     def context(self) -> float:
         """How many tokens of its document a position sees in the mean, itself included; of shards about."""
         return self._order.context
+
+    @property
+    def passes(self) -> list[tuple[float, float]]:
+        """Of a mixture of paths: each one's share of the rows, and how often an epoch passes over it."""
+        order = self._order
+        return list(zip(order.shares, order.passes, strict=True)) if isinstance(order, Mixed) else []
 
     @property
     def fingerprint(self) -> str:
@@ -196,6 +207,27 @@ class Loader:
         row = [sample for each in rows for sample in each]
         width = sum(sample.positions for sample in row)
         return self._collate([row], max(-(-width // ROUND), 1) * ROUND)
+
+
+def order_of(
+    store: Groups | TokenStreams,
+    *,
+    length: int,
+    packed: bool,
+    seed: int,
+    shuffle: bool,
+    weights: Sequence[float],
+) -> Order:
+    """The order in which rows are made of a data set."""
+    if isinstance(store, TokenStreams):
+        return Streamed(store, length=length, seed=seed, shuffle=shuffle)
+
+    def order(groups: Groups, number: int) -> Order:
+        if packed:
+            return Packed(groups, length=length, seed=number, shuffle=shuffle)
+        return Unpacked(groups, seed=number, shuffle=shuffle)
+
+    return Mixed(store, weights, order, seed=seed) if weights else order(store, seed)
 
 
 def _average(sample: Sample) -> Sample:

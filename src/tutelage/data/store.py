@@ -97,6 +97,16 @@ class SampleStore:
         """How many positions each document takes."""
         return self.positions
 
+    def depths_of(self, chosen: np.ndarray) -> np.ndarray:
+        """Those of some documents."""
+        return self.positions[chosen]
+
+    @property
+    def paths(self) -> np.ndarray:
+        """Which of the data set's paths each sample is of."""
+        numbers = [n if shard.path is None else shard.path for n, shard in enumerate(self.shards)]
+        return np.array(numbers, np.int64)[self.shard_of]
+
     @property
     def fingerprint(self) -> str:
         """Equal for equal samples in equal order."""

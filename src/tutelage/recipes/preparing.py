@@ -98,10 +98,10 @@ def loaders(
         paths = config.train_data_paths if split == "train" else config.val_data_paths
         if directories := shard_directories(paths):
             return open_shards(config, shards or ShardSettings(), directories, tokenizer, split, say)
-        if split == "train" and shards is not None and shards != ShardSettings():
+        if split == "train" and shards is not None and shards.packing != "auto":
             raise UserError(
-                "train_data_weights and shard_packing say how rows are made of shards, and these paths are "
-                "none: run `tutelage data build pretrain` on each of them, or leave the flags out"
+                "shard_packing says how rows are made of shards, and these paths are none: run "
+                "`tutelage data build pretrain` on each of them, or leave the flag out"
             )
         return encoded(config, tokenizer, template, split, too_long=too_long, allow_unmasked=allow_unmasked)
 
@@ -168,7 +168,7 @@ def loader_of(
     lay: Lay = collate,
 ) -> Loader:
     """This process's steps of a data set: endless and shuffled for training, else once and in order."""
-    return Loader(
+    loader = Loader(
         store,
         length=length,
         rows=config.micro_batch_size_per_gpu,
@@ -181,8 +181,13 @@ def loader_of(
         shuffle=training,
         workers=config.num_loader_workers if training else 0,
         epochs=None if training else 1,
+        weights=config.train_data_weights if training else (),
         lay=lay,
     )
+    unit = "rows" if config.pack_samples else config.unit
+    for path, (share, passes) in zip(config.train_data_paths, loader.passes, strict=False):
+        say(f"train data: {path}: {share:.1%} of the {unit}, {passes:.1f} passes an epoch")
+    return loader
 
 
 def with_room(shape: ModelConfig, deepest: int, what: str) -> ModelConfig:

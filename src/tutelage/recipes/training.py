@@ -1,5 +1,6 @@
 """The settings that every training stage shares, in the words of the command line."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -29,6 +30,7 @@ class TrainingConfig:
     data_fields: tuple[str, ...] = ()  # OLD=NEW, other names for keys of records, like question=instruction
     train_num_samples: tuple[float, ...] = ()  # of each path: above 1 a count, up to 1 a share, -1 all
     val_num_samples: tuple[float, ...] = ()  # of each path, as above
+    train_data_weights: tuple[float, ...] = ()  # of each path, its share of the rows; none: all of each, once
     max_seq_len: int = 4096  # positions of the longest document and, packed, of a row
     pack_samples: bool = False  # fill rows of max_seq_len best-fit; a batch then counts rows, not samples
     max_cut_percent: float = 5.0  # of rows or tokens that may be cut or dropped before the data is refused
@@ -134,6 +136,13 @@ class TrainingConfig:
         ]
         if not self.train_data_paths:
             problems.append("train_data_paths names no path")
+        if self.train_data_weights and len(self.train_data_weights) != len(self.train_data_paths):
+            problems.append(
+                f"train_data_weights has {len(self.train_data_weights)} numbers "
+                f"for {len(self.train_data_paths)} train_data_paths"
+            )
+        if not all(0 < weight < math.inf for weight in self.train_data_weights):
+            problems.append("train_data_weights must each be a number above 0")
         if self.val_num_samples and not self.val_data_paths:
             problems.append("val_num_samples is given, but there are no val_data_paths to take samples from")
         if self.wandb and find_spec("wandb") is None:

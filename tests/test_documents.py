@@ -36,7 +36,8 @@ BAD_RECORDS = [
     (b'{"content": "b"}', "no text; the object has 'content'"),
     (
         json.dumps({"messages": chat()}).encode(),
-        "no text; the object has 'messages'; its shape is messages, that of FIRST is text: keep them in two files",
+        "no text; the object has 'messages'; its shape is messages, that of FIRST is text: "
+        "keep them in two files",
     ),
     (b'{"text": null}', "its text is null, not a string"),
     (b'{"text": 7}', "its text is a number, not a string"),

@@ -76,7 +76,11 @@ class Encoder:
 
     def chunk(self, source: Source, lines: np.ndarray, offsets: np.ndarray) -> Chunk:
         """The rows that begin at `offsets`, encoded."""
-        rows, faults = list(zip(lines.tolist(), load_rows(source, offsets), strict=True)), Faults()
+        return self.encoded(source, list(zip(lines.tolist(), load_rows(source, offsets), strict=True)))
+
+    def encoded(self, source: Source, rows: list[Row]) -> Chunk:
+        """Rows of a source, encoded."""
+        faults, read = Faults(), len(rows)
         if source.kind == "ranked":
             rows, documents = self._answers(source, rows, faults)
             ranks = [rank for _, comparison in rows for rank in comparison.ranks]
@@ -98,7 +102,7 @@ class Encoder:
             ranks=np.array(ranks, np.uint8),
             scores=np.array(scores, np.float32),
             faults=faults,
-            read=len(lines),
+            read=read,
         )
 
     def _texts(self, texts: list[str]) -> list[Document]:

@@ -20,6 +20,7 @@ from tutelage.data.mixture import Mixed
 from tutelage.data.order import Groups, Order, Packed, Unpacked
 from tutelage.data.pack import ROUND, collate
 from tutelage.data.streams import Streamed, TokenStreams
+from tutelage.data.windows import Streaming
 from tutelage.errors import UserError
 
 Lay = Callable[[Sequence[Sequence[Any]], int], Batch]  # rows of samples, and their length
@@ -30,7 +31,7 @@ class Loader:
 
     def __init__(
         self,
-        store: Groups | TokenStreams,
+        store: Groups | TokenStreams | Streaming,
         *,
         length: int,
         rows: int,
@@ -48,7 +49,7 @@ class Loader:
     ) -> None:
         """`weights` are the shares of the data set's paths in what is shuffled; none: all of each."""
         assert reduction in ("tokens", "sequences") and 0 <= rank < world and rows > 0 and accumulate > 0
-        if not len(store):
+        if not isinstance(store, Streaming) and not len(store):
             raise UserError("there is no sample to load")
         self._order = order_of(
             store,
@@ -116,6 +117,11 @@ class Loader:
         return self._order.context
 
     @property
+    def endless(self) -> bool:
+        """Whether its only epoch has no end."""
+        return isinstance(self._order, Streaming)
+
+    @property
     def passes(self) -> list[tuple[float, float]]:
         """Of a mixture of paths: each one's share of the rows, and how often an epoch passes over it."""
         order = self._order
@@ -137,7 +143,10 @@ class Loader:
 
     def state(self) -> dict[str, Any]:
         """The data position: what was given, not what was prefetched, and what the order was made of."""
-        return {"epoch": self._epoch, "step": self._step, "fingerprint": dict(self._facts)}
+        state = {"epoch": self._epoch, "step": self._step, "fingerprint": dict(self._facts)}
+        if isinstance(self._order, Streaming):
+            state["reading"] = self._order.state(self._step * self._rows * self._accumulate * self._world)
+        return state
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken; refuses a state of other data or of another order."""
@@ -152,6 +161,8 @@ class Loader:
                 f"this run has {now}; set it back, or start a new run"
             )
         self._move(state["epoch"], state["step"])
+        if isinstance(self._order, Streaming):
+            self._order.restore(state["reading"])
 
     def longest(self) -> list[Batch]:
         """As much as a step can ever hold at once: the fullest micro-batch, twice if gradients accumulate."""
@@ -210,7 +221,7 @@ class Loader:
 
 
 def order_of(
-    store: Groups | TokenStreams,
+    store: Groups | TokenStreams | Streaming,
     *,
     length: int,
     packed: bool,
@@ -219,6 +230,8 @@ def order_of(
     weights: Sequence[float],
 ) -> Order:
     """The order in which rows are made of a data set."""
+    if isinstance(store, Streaming):
+        return store
     if isinstance(store, TokenStreams):
         return Streamed(store, length=length, seed=seed, shuffle=shuffle)
 

@@ -68,11 +68,12 @@ def find_data(
     *,
     shapes: Sequence[str] = (),
     fields: Sequence[str] = (),
+    streaming: bool = False,
     cache_dir: Path | None = None,
     log: Callable[[str], None],
     flag: str,
 ) -> list[DataPath]:
-    """The paths as files of lines; what is none is written out in the cache.
+    """The paths as files of lines; what is none is written out in the cache, but for `streaming`.
 
     `splits` and `shapes` say one thing of each path, `-` where there is nothing to say; `flag` is the flag
     that the splits come from. `fields` are `OLD=NEW` names of keys.
@@ -91,8 +92,9 @@ def find_data(
             data = DataPath(given, (File(Path(written.removeprefix("jsonl:")), "jsonl", given, True),))
         else:
             data = files_of(given, split, flag)
-            lines = (_as_lines(file, place, log) for file in data.files)
-            data = replace(data, files=tuple(lines))
+            if not streaming:
+                lines = (_as_lines(file, place, log) for file in data.files)
+                data = replace(data, files=tuple(lines))
         found.append(replace(data, shape=None if shape == NO_SPLIT else shape, fields=names))
     return found
 

@@ -17,12 +17,12 @@ from tutelage.data.comparison import comparison_fault, read_comparison
 from tutelage.data.faults import Faults
 from tutelage.data.shapes import Unfit, fault_of_text, keys_of, messages_of, prompt_of, renamed, shapes_of
 from tutelage.data.sources import BOM, Source
-from tutelage.data.tables import LONGEST_LINE
+from tutelage.data.tables import COMPRESSED, LONGEST_LINE, TABLES, as_json, open_bytes, table_rows
 from tutelage.errors import UserError
 from tutelage.text.messages import message_faults
 
 SAMPLING_SEED = 42  # of the systems whose flags these are, so that the same rows are chosen
-_NO_ROW = ""  # the fault of what is no row at all
+NO_ROW = ""  # the fault of what is no row at all
 
 
 @dataclass(slots=True)
@@ -61,14 +61,14 @@ def sample_together(
 
 def scan(source: Source) -> Rows:
     """Read a file once and say where its good rows are and which are bad. Blank texts are no rows."""
-    lines, offsets, faults, fault_of = [], [], Faults(), _checker(source)
+    lines, offsets, faults, fault_of = [], [], Faults(), checker(source)
     with source.path.open("rb") as file:
         for line, offset, raw in _raw_whole(file) if source.unit == "file" else _raw_lines(file):
             reason = fault_of(raw)
             if reason is None:
                 lines.append(line)
                 offsets.append(offset)
-            elif reason != _NO_ROW:
+            elif reason != NO_ROW:
                 if line == 1 and source.kind != "text" and raw.lstrip().startswith(b"["):
                     raise UserError(f"{source.path} is one JSON array; give json:{source.path}")
                 faults.add(source.place(line), reason)
@@ -83,14 +83,14 @@ def load_rows(source: Source, offsets: Sequence[int] | np.ndarray) -> Iterator[A
     with source.path.open("rb") as file:
         for offset in offsets:
             file.seek(int(offset))
-            yield _parse(source, file.read() if source.unit == "file" else file.readline(LONGEST_LINE + 2))
+            yield parse(source, file.read() if source.unit == "file" else file.readline(LONGEST_LINE + 2))
 
 
 def rows_between(source: Source, start: int, stop: int) -> Iterator[tuple[int, Any, str | None]]:
     """(offset, row, None) or (offset, None, fault) of the rows that begin at bytes `start` to `stop`.
 
     A record with a blank text gives an empty string; blank lines are no rows, as in `scan`."""
-    fault_of = _checker(source)
+    fault_of = checker(source)
     with source.path.open("rb") as file:
         if start:
             file.seek(start - 1)
@@ -101,13 +101,33 @@ def rows_between(source: Source, start: int, stop: int) -> Iterator[tuple[int, A
             if begin + offset >= stop:
                 return
             fault = fault_of(raw)
-            row = "" if fault == _NO_ROW else None if fault else _parse(source, raw)
+            row = "" if fault == NO_ROW else None if fault else parse(source, raw)
             yield begin + offset, row, fault or None
 
 
-def _raw_lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    """(line number, offset, bytes without line end) of every line that is not blank."""
-    number, offset = 0, 0
+def raw_rows(source: Source, *, line: int = 1, offset: int = 0) -> Iterator[tuple[int, int, bytes]]:
+    """(line number, offset, bytes) of every row from a line on that begins at `offset`.
+
+    What is compressed, or a table, is read from its start and has no offsets: 0."""
+    if source.form in TABLES:
+        for number, row in table_rows(source.path, source.form):
+            if number >= line:
+                yield number, 0, as_json(row)
+        return
+    with open_bytes(source.path) as file:
+        if source.path.name.lower().endswith(COMPRESSED):
+            offset, begin = 0, 1
+        else:
+            file.seek(offset)
+            begin = line
+        for number, start, raw in _raw_whole(file) if source.unit == "file" else _raw_lines(file, begin):
+            if number >= line:
+                yield number, offset + start, raw
+
+
+def _raw_lines(file: BinaryIO, first: int = 1) -> Iterator[tuple[int, int, bytes]]:
+    """(line number, offset, bytes without line end) of every line that is not blank; the first is `first`."""
+    number, offset = first - 1, 0
     while raw := file.readline(LONGEST_LINE + 2):  # room for a line end
         number, start, offset = number + 1, offset, offset + len(raw)
         if not raw.endswith(b"\n") and len(raw) > LONGEST_LINE:
@@ -128,8 +148,8 @@ def _raw_whole(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
         yield 1, start, raw[start:]
 
 
-def _checker(source: Source) -> Callable[[bytes], str | None]:
-    """What says what is wrong with a row, in a few words, or None; `_NO_ROW` where its text is blank."""
+def checker(source: Source) -> Callable[[bytes], str | None]:
+    """What says what is wrong with a row, in a few words, or None; `NO_ROW` where its text is blank."""
     place = "byte" if source.unit == "file" else "column"
     remedy = "; split it up, or read it a line at a time with text:" if source.unit == "file" else ""
     plain = source.kind == "text" and source.unit != "record"
@@ -201,7 +221,8 @@ def _other_shape(source: Source, record: dict[str, Any]) -> str:
     return "; other names for its keys are given by --data_fields, like question=instruction"
 
 
-def _parse(source: Source, raw: bytes) -> Any:
+def parse(source: Source, raw: bytes) -> Any:
+    """A row that has no fault: messages, a text or a `Comparison`."""
     text = raw.decode()
     if source.unit == "file":
         return text

@@ -45,6 +45,12 @@ class Shares:
         source = int(sources[within])
         return source, self._taken(block * BLOCK)[source] + int(ranks[within])
 
+    def before(self, number: int) -> list[int]:
+        """How many of the rows before row `number` are of each source."""
+        block, within = divmod(number, BLOCK)
+        own = np.bincount(self._block(block)[0][:within], minlength=len(self._upto) + 1)
+        return [taken + int(count) for taken, count in zip(self._taken(block * BLOCK), own, strict=True)]
+
     def _taken(self, rows: int) -> list[int]:
         """How many of a mixture's first `rows` rows are of each source; from block to block none falls."""
         bounds = [0, *(int(rows * upto) for upto in self._upto), rows]

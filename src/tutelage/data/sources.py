@@ -11,7 +11,7 @@ from typing import Any, Literal
 from tutelage.data.comparison import MARKS
 from tutelage.data.paths import DataPath, File, find_data
 from tutelage.data.shapes import CHAT_SHAPES, keys_of, renamed, shapes_of, text_key
-from tutelage.data.tables import LONGEST_LINE
+from tutelage.data.tables import LONGEST_LINE, TABLES, open_bytes, table_rows
 from tutelage.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
@@ -29,6 +29,7 @@ class Source:
     shape: str = "messages"  # in which a record has its conversation
     fields: tuple[tuple[str, str], ...] = ()  # other names for keys of its records
     name: str = ""  # of where its lines come from, if they were written out; "": its path
+    form: str = ""  # parquet, csv or json, where its rows are no lines
     by_rows: bool = False  # whether line n is row n there, and no line
     number: int = 0  # of the path that it belongs to
     first: int = 0  # line of the record that its shape was recognised by; 0: it was by none
@@ -66,7 +67,7 @@ def parse_sources(
 
 def compares(paths: Sequence[DataPath]) -> bool:
     """Whether the first record of every file says which answers are better."""
-    records = [_first_record(file.path)[1] for path in paths for file in path.files if file.form == "jsonl"]
+    records = [_first_record(file)[1] for path in paths for file in path.files if file.form == "jsonl"]
     return len(records) == sum(len(path.files) for path in paths) and all(
         isinstance(record, dict) and "messages" not in record and MARKS & record.keys() for record in records
     )
@@ -79,11 +80,13 @@ def _found(path: str) -> DataPath:
 def _source(file: File, given: DataPath, number: int, ranked: bool, prompts: bool) -> Source:
     name = "" if str(file.path) == file.name else file.name
     place = Source("text", file.path, name=name, by_rows=file.by_rows, fields=given.fields, number=number)
-    if file.form != "jsonl":
+    if file.form in TABLES:
+        place = replace(place, form=file.form, by_rows=file.form != "csv")
+    elif file.form != "jsonl":
         if given.shape or given.fields:
             raise UserError(f"{given} is plain text, and shapes and fields are those of records")
         return replace(place, unit="file" if file.form == "document" else "line")
-    line, first = _first_record(file.path)
+    line, first = _first_record(file)
     first = first if isinstance(first, dict) else {}
     if first and (absent := [old for old, _ in given.fields if old not in first]):
         raise UserError(
@@ -114,15 +117,17 @@ def _source(file: File, given: DataPath, number: int, ranked: bool, prompts: boo
     return replace(place, kind="jsonl", shape=shape, first=line if shapes else 0, unused=unused)
 
 
-def _first_record(path: Path) -> tuple[int, Any]:
+def _first_record(file: File) -> tuple[int, Any]:
     """The first line that is not blank, from 1, and what it says as JSON; None if it says nothing."""
     line = 0
+    if file.form in TABLES:
+        return next(table_rows(file.path, file.form), (line, None))
     try:
-        with path.open("rb") as file:
-            while raw := file.readline(LONGEST_LINE + 2):
+        with open_bytes(file.path) as lines:
+            while raw := lines.readline(LONGEST_LINE + 2):
                 line += 1
                 if raw := raw.removeprefix(BOM).strip():
                     return line, json.loads(raw)
-    except (OSError, ValueError, RecursionError):  # which scanning names with its line
+    except (OSError, EOFError, ValueError, RecursionError):  # which scanning names with its line
         pass
     return line, None

@@ -113,10 +113,13 @@ def write_rows(rows: Iterator[Row], file: BinaryIO) -> None:
     line = 1
     for number, row in rows:
         file.write(b"\n" * (number - line))
-        file.write(
-            json.dumps(row, ensure_ascii=False, default=_spelled).encode("utf-8", "surrogatepass") + b"\n"
-        )
+        file.write(as_json(row) + b"\n")
         line = number + 1
+
+
+def as_json(row: Any) -> bytes:
+    """A row as a line of JSON."""
+    return json.dumps(row, ensure_ascii=False, default=_spelled).encode("utf-8", "surrogatepass")
 
 
 def lean(row: dict[str, Any]) -> dict[str, Any]:

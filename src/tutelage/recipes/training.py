@@ -31,6 +31,10 @@ class TrainingConfig:
     train_num_samples: tuple[float, ...] = ()  # of each path: above 1 a count, up to 1 a share, -1 all
     val_num_samples: tuple[float, ...] = ()  # of each path, as above
     train_data_weights: tuple[float, ...] = ()  # of each path, its share of the rows; none: all of each, once
+    streaming: bool = (
+        False  # read while training, for data that is too much to encode first; needs train_steps
+    )
+    shuffle_buffer_size: int = 4096  # with streaming: records of a path that are shuffled among themselves
     max_seq_len: int = 4096  # positions of the longest document and, packed, of a row
     pack_samples: bool = False  # fill rows of max_seq_len best-fit; a batch then counts rows, not samples
     max_cut_percent: float = 5.0  # of rows or tokens that may be cut or dropped before the data is refused
@@ -143,6 +147,7 @@ class TrainingConfig:
             )
         if not all(0 < weight < math.inf for weight in self.train_data_weights):
             problems.append("train_data_weights must each be a number above 0")
+        problems += self._streaming_problems()
         if self.val_num_samples and not self.val_data_paths:
             problems.append("val_num_samples is given, but there are no val_data_paths to take samples from")
         if self.wandb and find_spec("wandb") is None:
@@ -174,6 +179,21 @@ class TrainingConfig:
                 )
         if problems:
             raise UserError("\n  ".join(problems))
+
+    def _streaming_problems(self) -> list[str]:
+        """Settings that do not go with reading while training, or do nothing without it."""
+        defaults = TrainingConfig.__dataclass_fields__
+        if not self.streaming:
+            given = self.shuffle_buffer_size != defaults["shuffle_buffer_size"].default
+            return ["shuffle_buffer_size does nothing without streaming"] if given else []
+        problems = []
+        if self.train_steps < 1:
+            problems.append("streaming needs train_steps: how much data there is is not known before its end")
+        if self.train_num_samples:
+            problems.append(
+                "train_num_samples chooses of all rows, which streaming does not know; leave it out"
+            )
+        return problems
 
     def _adapting_problems(self) -> list[str]:
         """Settings of what is trained that do nothing here, or contradict each other."""
@@ -240,6 +260,7 @@ _BOUNDS = (
             "max_checkpoints",
             "num_data_workers",
             "sample_tokens",
+            "shuffle_buffer_size",
             "lora_rank",
         ),
         lambda value: value >= 1,

@@ -48,8 +48,11 @@ class Shares:
     def before(self, number: int) -> list[int]:
         """How many of the rows before row `number` are of each source."""
         block, within = divmod(number, BLOCK)
-        own = np.bincount(self._block(block)[0][:within], minlength=len(self._upto) + 1)
-        return [taken + int(count) for taken, count in zip(self._taken(block * BLOCK), own, strict=True)]
+        taken = self._taken(block * BLOCK)
+        if not within:
+            return taken
+        own = np.bincount(self._block(block)[0][:within], minlength=len(taken))
+        return [count + int(more) for count, more in zip(taken, own, strict=True)]
 
     def _taken(self, rows: int) -> list[int]:
         """How many of a mixture's first `rows` rows are of each source; from block to block none falls."""

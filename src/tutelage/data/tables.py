@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, time
@@ -51,6 +50,8 @@ def table_rows(path: Path, form: str) -> Iterator[Row]:
     readers = {"parquet": _parquet, "csv": _csv, "json": _json}
     try:
         yield from readers[form](path)
+    except UserError:  # a ValueError too
+        raise
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x}; save it as UTF-8"
@@ -78,13 +79,18 @@ def written_out(path: Path, form: str, *, cache_dir: Path, log: Callable[[str], 
         if form in TABLES:
             write_rows(table_rows(path, form), file)
         else:
-            try:
-                with open_bytes(path) as packed:
-                    shutil.copyfileobj(packed, file, _BLOCK)
-            except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
-                raise UserError(f"{path} cannot be unpacked: {error}") from error
+            file.writelines(_unpacked(path))
 
     return write_once(place, write, lambda: log(f"{path}: writing its rows to {place}"))
+
+
+def _unpacked(path: Path) -> Iterator[bytes]:
+    try:
+        with open_bytes(path) as file:
+            while block := file.read(_BLOCK):
+                yield block
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{path} cannot be unpacked: {error}") from error
 
 
 def write_once(place: Path, write: Callable[[BinaryIO], None], announce: Callable[[], None]) -> Path:
@@ -217,11 +223,9 @@ def _json(path: Path) -> Iterator[Row]:
                 if more and not text[end:].strip():  # it may go on in the next block
                     raise ValueError
             except (ValueError, RecursionError) as error:
-                block = file.read(
-                    max(_BLOCK, len(text))
-                )  # doubling: long items are not parsed again and again
-                if (more := bool(block)) and len(text) <= LONGEST_LINE:
-                    text += block
+                if more and len(text) <= LONGEST_LINE:
+                    block = file.read(max(_BLOCK, len(text)))  # doubling: long items are not parsed often
+                    text, more = text + block, bool(block)
                     continue
                 what = "too deeply nested" if isinstance(error, RecursionError) else "not JSON, or cut off"
                 raise UserError(f"{path}: item {number + 1} is {what}") from error

@@ -198,6 +198,13 @@ def _checker_of_records(source: Source) -> Callable[[Any], str | None]:
             return f"no {source.key}; the object has {keys_of(record)}{_other_shape(source, record)}"
         return fault_of_text(source.key, record[source.key])
 
+    def messages(record: Any) -> str | None:  # what most data is, so without a detour
+        if isinstance(record, dict) and "messages" in record:
+            return message_faults(record["messages"])
+        return spoken(record)
+
+    if source.kind == "jsonl" and source.shape == "messages" and not source.fields:
+        return messages
     return {"ranked": ranked, "text": text}.get(source.kind, spoken)
 
 

@@ -81,6 +81,12 @@ COMMANDS = {
         "turn UltraFeedback into ranked answers or pairs",
         run="run_ultrafeedback",
     ),
+    "data import": Command(
+        "data_import",
+        "DataImportConfig",
+        "turn older programs' data files (.pkl, .npy, .bin) into ours",
+        positional="data_path",
+    ),
     "data show": Command(
         "data_show", "DataShowConfig", "print samples in colour: what is learned and what is not"
     ),

@@ -11,6 +11,7 @@ import tutelage
 from tutelage.data.cache import DEFAULT_DIR, Shard, content_key, open_shard, write_shard
 from tutelage.data.cut import TooLong, cut, refuse_unmasked
 from tutelage.data.encode import Encoder, encode_rows
+from tutelage.data.encoded import encoded_directories, open_encoded
 from tutelage.data.read import Faults, Rows, Source, parse_sources, scan
 from tutelage.data.store import SampleStore
 from tutelage.errors import UserError
@@ -91,6 +92,10 @@ def encode_paths(
             f"{flag} has {len(amounts)} values and --{split}_data_paths has {len(paths)}; "
             "give one for each path"
         )
+    if directories := encoded_directories(paths):
+        if num_samples:
+            raise UserError(f"{flag} chooses rows of files; what `tutelage data import` wrote is taken whole")
+        return _together([open_encoded(place, tokenizer, ranked=ranked) for place in directories])
     sources = parse_sources(paths, ranked=ranked)
     if template is None and any(source.kind != "text" for source in sources):
         raise UserError(

@@ -31,10 +31,10 @@ def limited(memory: int = MEMORY) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def refusal(action: Callable[..., object], *arguments: object, names: str) -> str:
+def refusal(action: Callable[..., object], *arguments: object, names: str, memory: int = MEMORY) -> str:
     """The message that an action is refused with, which has the words `names`."""
     start = time.process_time()
-    with limited(), pytest.raises(UserError) as refused:
+    with limited(memory), pytest.raises(UserError) as refused:
         action(*arguments)
     assert time.process_time() - start < SECONDS
     return checked(str(refused.value), names)

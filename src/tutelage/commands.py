@@ -153,6 +153,12 @@ COMMANDS = {
         "write records of any shape as JSON lines of one",
         positional="input",
     ),
+    "data import": Command(
+        "data_import",
+        "DataImportConfig",
+        "turn older programs' data files (.pkl, .npy, .bin) into ours",
+        positional="data_path",
+    ),
     "data show": Command(
         "data_show", "DataShowConfig", "print samples in colour: what is learned and what is not"
     ),

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tutelage.checkpoint.adapter import StoredAdapter, fingerprint, merged
+from tutelage.checkpoint.config_values import check_values
 from tutelage.checkpoint.gguf import GGUFSource, gguf_config
 from tutelage.checkpoint.hub import local_path
 from tutelage.checkpoint.instructllama import InstructLlamaSource, find_instructllama
@@ -54,7 +55,13 @@ def read_config(where: Path) -> ModelConfig:
             f"{where}: auto_map asks to run Python code that came with the model, which is never done; "
             "if the model is a plain one of its model_type, remove auto_map"
         )
-    return ModelConfig.from_hf(values, where=str(where))
+    check_values(values, where)
+    try:
+        return ModelConfig.from_hf(values, where=str(where))
+    except UserError as error:
+        raise UserError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from error
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        raise UserError(f"{where} has a value of the wrong kind: {error}") from error
 
 
 def check_files(path: str | Path) -> None:
@@ -148,7 +155,9 @@ def _config_of_directory(directory: Path) -> ModelConfig:
         raise UserError(f"{directory} is not a model directory: it has no config.json")
     config = read_config(where)
     generation = directory / "generation_config.json"
-    eos = read_object(generation).get("eos_token_id") if generation.exists() else None
+    values = read_object(generation) if generation.exists() else {}
+    check_values(values, generation)
+    eos = values.get("eos_token_id")
     if eos is None:
         return config
     return replace(config, eos=tuple(eos) if isinstance(eos, list) else (eos,))  # what generate() stops at

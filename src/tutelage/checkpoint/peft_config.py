@@ -30,6 +30,7 @@ _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # 
 _UNDONE = ("pissa", "olora", "corda", "lora_ga")  # by PEFT, when it saves
 _IN_BLOCKS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 _IN_BLOCKS |= {"qkv_proj", "gate_up_proj"}
+_ENDLESS = re.compile(r"[*+?|}][^()]*\)+(?:[*+]|\{\d*,\d*\})")  # (a+)+, (a|a)*, ((a*))+ and their like
 _BLOCK = re.compile(r"(.*\blayers\.)(\d+)(\..+)")
 
 
@@ -89,6 +90,11 @@ def _check_patterns(where: Path, values: dict[str, Any]) -> None:
             re.compile(pattern)
         except re.error as error:
             raise UserError(f"{where}: {key} has {pattern!r}, which is no pattern: {error}") from error
+        if _ENDLESS.search(pattern):
+            raise UserError(
+                f"{where}: {key} has {pattern[:80]!r}, a repeated group with a repetition or a choice in it, "
+                "which may take for ever to compare with a name; write it without"
+            )
 
 
 def of_pattern(patterns: dict[str, Any] | None, layer: str, default: Any) -> Any:

@@ -13,6 +13,7 @@ import tutelage
 from tutelage.data.cache import DEFAULT_DIR, FILE_SHIFT, Shard, content_key, open_shard, write_shard
 from tutelage.data.cut import TooLong, cut, refuse_unmasked
 from tutelage.data.encode import Encoder, encode_rows
+from tutelage.data.encoded import encoded_directories, open_encoded
 from tutelage.data.faults import Faults
 from tutelage.data.paths import DataPath
 from tutelage.data.read import Rows, sample_together, scan
@@ -97,6 +98,10 @@ def encode_paths(
             f"{flag} has {len(amounts)} values and --{split}_data_paths has {len(paths)}; "
             "give one for each path"
         )
+    if directories := encoded_directories(paths):
+        if num_samples:
+            raise UserError(f"{flag} chooses rows of files; what `tutelage data import` wrote is taken whole")
+        return _together([open_encoded(place, tokenizer, ranked=ranked) for place in directories])
     groups = _by_path(parse_sources(paths, ranked=ranked), len(paths), log)
     if template is None and any(group[0].kind != "text" for group in groups):
         raise UserError(

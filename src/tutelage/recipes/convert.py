@@ -60,12 +60,12 @@ def run(config: ConvertConfig) -> None:
     """Load, write, and say how to go on."""
     import torch
 
-    from tutelage.checkpoint.hf import save_model
+    from tutelage.checkpoint.hf import SHARD_BYTES, save_model
     from tutelage.checkpoint.instructllama import refuse_what_it_cannot
     from tutelage.checkpoint.llama2c import refuse_other_arithmetic
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.model.roles import NOTE
-    from tutelage.recipes.chain import chain_of, load_chain, shape_of
+    from tutelage.recipes.chain import chain_of, load_chain, open_chain, shape_of
     from tutelage.recipes.merging import padded_as_trained
 
     chain = chain_of(config.ckpt_paths)
@@ -81,19 +81,20 @@ def run(config: ConvertConfig) -> None:
     if config.format == "instructllama":
         refuse_what_it_cannot(shape_of(chain))
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    model = load_chain(chain, dtype=dtypes.get(config.precision), force=config.force)
-    if config.format == "llama2c":
-        _write_llama2c(model, tokenizer, config.output)
+    if config.format in ("llama2c", "instructllama"):
+        model = load_chain(chain, dtype=dtypes.get(config.precision), force=config.force)
+        write = _write_llama2c if config.format == "llama2c" else _write_instructllama
+        write(model, tokenizer, config.output)
         return
-    if config.format == "instructllama":
-        _write_instructllama(model, tokenizer, config.output)
-        return
-    tokenizer, shape = padded_as_trained(tokenizer, model.config)
+    shape, source = open_chain(chain, force=config.force)
+    dtype = dtypes.get(config.precision, source.dtype)
+    tokenizer, shape = padded_as_trained(tokenizer, shape)
     tokenizer.save(config.output)
-    save_model(model, shape, config.output, dtype=model.head_weight.dtype)
-    if model.config.role_embeddings:
+    save_model(source, shape, config.output, dtype=dtype, shard_bytes=SHARD_BYTES)
+    if shape.role_embeddings:
         print(f"note: {NOTE}", file=sys.stderr)
-    print(f"{config.output}: {model.config.n_parameters:,} parameters, {model.config.dtype}", file=sys.stderr)
+    name = str(dtype).removeprefix("torch.")
+    print(f"{config.output}: {shape.n_parameters:,} parameters, {name}", file=sys.stderr)
 
 
 _LAST_WRITTEN = {

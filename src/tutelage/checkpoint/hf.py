@@ -13,12 +13,13 @@ from tutelage.checkpoint.adapter import StoredAdapter, fingerprint, merged
 from tutelage.checkpoint.aside import written_aside
 from tutelage.checkpoint.gguf import GGUFSource, gguf_config
 from tutelage.checkpoint.hub import local_path
-from tutelage.checkpoint.instructllama import InstructLlamaSource, find_instructllama
 from tutelage.checkpoint.json_file import read_object
+from tutelage.checkpoint.litgpt import LitGPTSource, find_litgpt
 from tutelage.checkpoint.llama2c import Llama2cSource, find_llama2c
 from tutelage.checkpoint.note import read_note
 from tutelage.checkpoint.peft import CONFIG as ADAPTER_CONFIG
 from tutelage.checkpoint.peft import read_peft
+from tutelage.checkpoint.pth import find_pth, open_pth
 from tutelage.checkpoint.safetensors_file import write_shards
 from tutelage.checkpoint.shards import INDEX, Shards
 from tutelage.checkpoint.source import Source, check, fill, parameter_shapes
@@ -38,8 +39,10 @@ def load_config(path: str | Path) -> ModelConfig:
     path = local_path(path)
     if found := find_llama2c(path):
         return Llama2cSource(found).config
-    if found := find_instructllama(path):
-        return InstructLlamaSource(found).config
+    if found := find_litgpt(path):
+        return LitGPTSource(found).config
+    if found := find_pth(path):
+        return open_pth(found).config
     if gguf := find_gguf(path):
         return gguf_config(gguf)
     return _config_of_directory(path)
@@ -58,7 +61,7 @@ def read_config(where: Path) -> ModelConfig:
 
 def check_files(path: str | Path) -> None:
     """Refuse weights that do not fit the config, by their headers alone and naming everything at once."""
-    open_model(path)
+    open_source(path)
 
 
 def load_model(
@@ -78,23 +81,23 @@ def load_model(
     are read piece by piece into their place; quantized, the small weights and one matrix more. An
     adapter that was trained on quantized weights goes into what they stand for, unless not `as_trained`.
     """
-    config, source = open_model(path, adapters, force=force, as_trained=as_trained)
+    config, source = open_source(path, adapters, force=force, as_trained=as_trained)
     return fill(config, source, dtype or source.dtype, device, quantization)
 
 
 def config_of(path: str | Path, adapters: Sequence[str | Path]) -> ModelConfig:
     """The shape of a model with these adapters in it."""
-    return open_model(path, adapters, force=True)[0]
+    return open_source(path, adapters, force=True)[0]
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:
     """The dtype of most of the weights of the model at `path`."""
-    return open_model(path)[1].dtype
+    return open_source(path)[1].dtype
 
 
 def fingerprint_of(path: str | Path, adapters: Sequence[str | Path] = ()) -> str:
     """What tells the model at `path`, with these adapters in it, from others of its shape."""
-    return fingerprint(*open_model(path, adapters, force=True))
+    return fingerprint(*open_source(path, adapters, force=True))
 
 
 def read_adapter(path: str | Path, config: ModelConfig) -> StoredAdapter:
@@ -109,7 +112,7 @@ def is_adapter(path: Path) -> bool:
     return (path / ADAPTER_CONFIG).exists() or find_torchllms(path) is not None
 
 
-def open_model(
+def open_source(
     path: str | Path,
     adapters: Sequence[str | Path] = (),
     *,
@@ -130,8 +133,11 @@ def _open_base(path: Path) -> tuple[ModelConfig, Source]:
     if found := find_llama2c(path):
         source = Llama2cSource(found)
         config = source.config
-    elif found := find_instructllama(path):
-        source = InstructLlamaSource(found)
+    elif found := find_litgpt(path):
+        source = LitGPTSource(found)
+        config = source.config
+    elif found := find_pth(path):
+        source = open_pth(found)
         config = source.config
     elif gguf := find_gguf(path):
         config, source = gguf_config(gguf), GGUFSource(gguf)

@@ -139,12 +139,29 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _check_head_is_embedding(source: Source) -> None:
-    for start, stop in pieces(source.shapes[HEAD]):
-        if not torch.equal(source.rows(HEAD, start, stop), source.rows(EMBEDDING, start, stop)):
-            raise UserError(
-                f"{source.where}: lm_head.weight differs from model.embed_tokens.weight, but config.json has "
-                "tie_word_embeddings = true; set it to false to use both, or remove lm_head.weight"
-            )
+    if not same_rows(source, HEAD, EMBEDDING):
+        raise UserError(
+            f"{source.where}: lm_head.weight differs from model.embed_tokens.weight, but config.json has "
+            "tie_word_embeddings = true; set it to false to use both, or remove lm_head.weight"
+        )
+
+
+class HasRows(Protocol):
+    """A source, or what is to become one."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start..stop of the tensor `name`."""
+        ...
+
+
+def same_rows(source: HasRows, one: str, other: str) -> bool:
+    """Whether two tensors are equal; read until they are not."""
+    return source.shapes[one] == source.shapes[other] and all(
+        torch.equal(source.rows(one, *piece), source.rows(other, *piece))
+        for piece in pieces(source.shapes[one])
+    )
 
 
 def _hint(config: ModelConfig, missing: list[str]) -> str:

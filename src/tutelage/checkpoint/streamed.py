@@ -30,10 +30,14 @@ class Streamed:
         """What it takes in the file."""
         return prod(self.shape) * self.dtype.itemsize
 
-    def parts(self) -> Iterator[bytes]:
-        """Its bytes, some megabytes at a time."""
+    def pieces(self) -> Iterator[Tensor]:
+        """Its rows, some megabytes at a time."""
         for start, stop in pieces(self.shape):
-            yield bytes_of(self.rows(start, stop).to(self.dtype))
+            yield self.rows(start, stop).to(self.dtype)
+
+    def parts(self) -> Iterator[bytes]:
+        """The bytes of these."""
+        return map(bytes_of, self.pieces())
 
 
 class Held:
@@ -57,6 +61,20 @@ class Held:
 def streamed(source: Source, names: Sequence[str], dtype: torch.dtype) -> list[Streamed]:
     """Tensors of a source as they are, but for the dtype."""
     return [Streamed(name, source.shapes[name], dtype, partial(source.rows, name)) for name in names]
+
+
+def below_each_other(reads: Sequence[Rows], heights: Sequence[int]) -> Rows:
+    """Rows of the matrix that matrices of these heights make, one below the other."""
+
+    def rows(start: int, stop: int) -> Tensor:
+        parts, begin = [], 0
+        for read, height in zip(reads, heights, strict=True):
+            if begin < stop and start < begin + height:
+                parts.append(read(max(start, begin) - begin, min(stop - begin, height)))
+            begin += height
+        return torch.cat(parts)
+
+    return rows
 
 
 def bytes_of(tensor: Tensor) -> bytes:

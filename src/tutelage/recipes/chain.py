@@ -13,7 +13,7 @@ from tutelage.checkpoint.hf import (
     is_adapter,
     load_config,
     load_model,
-    open_model,
+    open_source,
     read_adapter,
 )
 from tutelage.checkpoint.hub import local_path
@@ -92,7 +92,7 @@ def shape_of(chain: Chain) -> ModelConfig:
 
 def open_chain(chain: Chain, *, force: bool = False) -> tuple[ModelConfig, Source]:
     """What `load_chain` would load, as a source: every row is read, and merged, when it is asked for."""
-    config, source = open_model(chain.base, chain.adapters, force=force)
+    config, source = open_source(chain.base, chain.adapters, force=force)
     shape = shape_of(chain)
     return replace(config, eos=shape.eos, pad=shape.pad, max_positions=shape.max_positions), source
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tutelage.checkpoint.adapter import StoredAdapter, fingerprint, merged
 from tutelage.checkpoint.aside import written_aside
+from tutelage.checkpoint.generation_config import with_generation_config, write_generation_config
 from tutelage.checkpoint.gguf import GGUFSource, gguf_config
 from tutelage.checkpoint.hub import local_path
 from tutelage.checkpoint.json_file import read_object
@@ -25,7 +26,7 @@ from tutelage.checkpoint.shards import INDEX, Shards
 from tutelage.checkpoint.source import Source, check, fill, parameter_shapes
 from tutelage.checkpoint.streamed import Held, streamed
 from tutelage.checkpoint.tokenizer import find_gguf
-from tutelage.checkpoint.torchllms_lora import find_torchllms, read_torchllms
+from tutelage.checkpoint.torchllms_lora import find_torchllms, is_part, read_torchllms
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.quantize import Quantization
@@ -101,8 +102,12 @@ def fingerprint_of(path: str | Path, adapters: Sequence[str | Path] = ()) -> str
 
 
 def read_adapter(path: str | Path, config: ModelConfig) -> StoredAdapter:
-    """The adapter at `path`: a PEFT directory, or torchllms' .pth beside its lora_args.json."""
+    """The adapter at `path`: a PEFT directory, torchllms' .pth beside its lora_args.json, or a .pth of what it
+    trained in full.
+    """
     path = local_path(path)
+    if is_part(path):
+        return read_torchllms(path, config)
     torchllms = None if (path / ADAPTER_CONFIG).exists() else find_torchllms(path)
     return read_torchllms(torchllms, config) if torchllms else read_peft(path)
 
@@ -151,12 +156,7 @@ def _config_of_directory(directory: Path) -> ModelConfig:
     where = directory / "config.json"
     if not where.exists():
         raise UserError(f"{directory} is not a model directory: it has no config.json")
-    config = read_config(where)
-    generation = directory / "generation_config.json"
-    eos = read_object(generation).get("eos_token_id") if generation.exists() else None
-    if eos is None:
-        return config
-    return replace(config, eos=tuple(eos) if isinstance(eos, list) else (eos,))  # what generate() stops at
+    return with_generation_config(read_config(where), directory)
 
 
 def save_model(
@@ -180,14 +180,8 @@ def save_model(
     with written_aside(Path(directory), size, last="config.json", old=old) as aside:
         write_shards(tensors, aside, shard_bytes)
         config = replace(config, dtype=str(dtype).removeprefix("torch."))
-        _write_json(aside / "generation_config.json", _generation_config(config))
+        write_generation_config(config, aside)
         _write_json(aside / "config.json", config.to_hf())
-
-
-def _generation_config(config: ModelConfig) -> dict[str, Any]:
-    eos = config.eos[0] if len(config.eos) == 1 else list(config.eos) or None
-    values = {"bos_token_id": config.bos, "eos_token_id": eos, "pad_token_id": config.pad}
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

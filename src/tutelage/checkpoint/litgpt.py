@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from tutelage.checkpoint.generation_config import with_generation_config
 from tutelage.checkpoint.source import EMBEDDING, HEAD, same_rows
 from tutelage.checkpoint.streamed import Rows
 from tutelage.checkpoint.torch_file import HeldTensor, StoredTensor, read_torch
@@ -179,7 +180,7 @@ def _config(
         "max_position_embeddings": settings["block_size"],
         "tie_word_embeddings": tied,
     }
-    return ModelConfig.from_hf(values, where=str(where))
+    return with_generation_config(ModelConfig.from_hf(values, where=str(where)), where.parent)
 
 
 def _apart(

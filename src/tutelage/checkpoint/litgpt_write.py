@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from tutelage.checkpoint.aside import written_aside
+from tutelage.checkpoint.generation_config import write_generation_config
 from tutelage.checkpoint.litgpt import CONFIG, FIXED, FUSED, KINDS, NAMES, SCALING, WEIGHTS
 from tutelage.checkpoint.source import EMBEDDING, HEAD, Source, parameter_shapes
 from tutelage.checkpoint.streamed import Streamed, below_each_other
@@ -42,6 +43,7 @@ def write_litgpt(source: Source, config: ModelConfig, directory: Path, *, dtype:
     size = sum(tensor.n_bytes for tensor in tensors)
     with written_aside(directory, size, last=CONFIG) as aside:
         write_torch(tensors, aside / WEIGHTS)
+        write_generation_config(config, aside)
         (aside / CONFIG).write_text(yaml.safe_dump(_written(config, directory.name)), encoding="utf-8")
 
 

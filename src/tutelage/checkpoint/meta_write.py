@@ -36,7 +36,7 @@ def write_meta(
     refuse_for_meta(config, devices)
     whole = meta_tensors(source, config, dtype)
     parts = [[_cut(tensor, config, device, devices) for tensor in whole] for device in range(devices)]
-    _write(parts, meta_params(config.to_hf()), directory)
+    _write(parts, {PARAMS: meta_params(config.to_hf())}, directory)
 
 
 def write_torchllms_model(
@@ -45,7 +45,8 @@ def write_torchllms_model(
     """Write consolidated.00.pth and params.json; UserError for a model that torchllms computes otherwise."""
     refuse_for_torchllms(config)
     tensors = meta_tensors(source, config, dtype, with_head=not config.tied)
-    _write([tensors], torchllms_params(config.to_hf()), directory)
+    values = config.to_hf()
+    _write([tensors], {PARAMS: torchllms_params(values), "config.json": values}, directory)
 
 
 def refuse_for_meta(config: ModelConfig, devices: int = 1) -> None:
@@ -115,9 +116,10 @@ def _beside(rows: Rows, begin: int, end: int) -> Callable[[int, int], Tensor]:
     return lambda start, stop: rows(start, stop)[:, begin:end]
 
 
-def _write(parts: list[list[Streamed]], params: dict[str, Any], directory: Path) -> None:
+def _write(parts: list[list[Streamed]], settings: dict[str, dict[str, Any]], directory: Path) -> None:
     size = sum(tensor.n_bytes for part in parts for tensor in part)
     with written_aside(directory, size, last=PARAMS, old=_OLD) as aside:
         for device, tensors in enumerate(parts):
             write_torch(tensors, aside / f"consolidated.{device:02d}.pth")
-        (aside / PARAMS).write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
+        for name, values in settings.items():
+            (aside / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

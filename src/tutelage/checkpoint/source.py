@@ -85,7 +85,7 @@ def fill(
         if path not in quantized:
             module.to_empty(device=device, recurse=False)
             for name, parameter in module.named_parameters(path, recurse=False):
-                _read(source, name, parameter)
+                read_into(parameter, source, name)
     if quantization:
         _fill_quantized(model, quantized, source, device, quantization)
     if config.tied and HEAD in source.shapes:
@@ -110,16 +110,17 @@ def _fill_quantized(
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         weight = room[: linear.weight.numel()].view(linear.weight.shape)
-        _read(source, f"{name}.weight", weight)
+        read_into(weight, source, f"{name}.weight")
         bias = linear.bias
         if bias is not None:
             bias = nn.Parameter(torch.empty_like(bias, device=device))
-            _read(source, f"{name}.bias", bias)
+            read_into(bias, source, f"{name}.bias")
         model.set_submodule(name, QuantizedLinear(weight, bias, quantization))
 
 
 @torch.no_grad()
-def _read(source: Source, name: str, into: Tensor) -> None:
+def read_into(into: Tensor, source: Source, name: str) -> None:
+    """Put the tensor `name` there, a few rows at a time."""
     for start, stop in pieces(into.shape):
         into[start:stop].copy_(source.rows(name, start, stop))
 

@@ -27,10 +27,14 @@ _FINAL, _STEP = "model_final.pth", re.compile(r"model_(\d+)\.pth")
 
 
 def read_torchllms(path: Path, config: ModelConfig) -> StoredAdapter:
-    """The adapter in a .pth beside whose name lora_args.json lies; `config` is the base model's."""
-    values = _args(path.parent / ARGS)
-    rank, scale = values["lora_rank"], values["lora_alpha"] / values["lora_rank"]
+    """The adapter in a .pth beside which lora_args.json lies, or the part of a model in one without it; `config`
+    is the base model's.
+    """
     state = read_tensors(path)
+    values = {"lora_rank": 1, "lora_alpha": 1.0} if is_part(path) else _args(path.parent / ARGS)
+    rank, scale = values["lora_rank"], values["lora_alpha"] / values["lora_rank"]
+    if is_part(path) and any(".lora_" in name for name in state):
+        raise UserError(f"{path} holds LoRA weights, and no {ARGS} beside it says how to merge them")
     parts: dict[str, dict[str, Tensor]] = {}
     full: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -66,6 +70,11 @@ def find_torchllms(path: Path) -> Path | None:
     if path.is_file():
         return path if path.suffix == ".pth" else None
     return newest(directory)
+
+
+def is_part(path: Path) -> bool:
+    """Whether `path` may be what torchllms trained of a model in full: a .pth without lora_args.json."""
+    return path.is_file() and path.suffix == ".pth" and not (path.parent / ARGS).is_file()
 
 
 def newest(directory: Path) -> Path | None:

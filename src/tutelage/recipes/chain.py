@@ -21,6 +21,7 @@ from tutelage.checkpoint.json_file import read_object
 from tutelage.checkpoint.note import read_note
 from tutelage.checkpoint.peft import CONFIG as ADAPTER_CONFIG
 from tutelage.checkpoint.source import Source
+from tutelage.checkpoint.torchllms_lora import is_part
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.merge import untie_
@@ -69,7 +70,7 @@ def chain_of(
         known = _trained_on(paths[0], seen)
         return Chain(known.base, (*known.adapters, *paths), known.name)
     for name, path in zip(ckpt_paths[1:], paths[1:], strict=True):
-        if not is_adapter(path):
+        if not is_adapter(path) and not is_part(path):
             if path.is_dir() and not (path / "config.json").exists():
                 raise UserError(f"{name} holds neither a model nor an adapter")
             raise UserError(

@@ -51,6 +51,7 @@ class ConvertConfig:
     max_shard_size: str = "5GB"  # of a file of format hf
     model_parallel: int = 1  # devices that format meta cuts the model for
     fold: bool = False  # put role embeddings into the other weights: cannot be done, and says why
+    verify: bool = False  # read the files back and compare what they answer, one block in memory at a time
     overwrite: bool = False  # replace a model that is already in output
 
     def __post_init__(self) -> None:
@@ -69,6 +70,8 @@ class ConvertConfig:
             problems.append(f"model_parallel is {self.model_parallel}, wanted a number from 1")
         if self.model_parallel > 1 and self.format != "meta":
             problems.append(f"model_parallel cuts files of format meta, and format is {self.format}")
+        if self.verify and self.format == "peft":
+            problems.append("verify compares models, and format peft is an adapter")
         if self.fold:
             problems.append(
                 "fold: role embeddings cannot go into other weights: what they add depends on whose the "
@@ -96,15 +99,16 @@ def run(config: ConvertConfig) -> None:
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.model.roles import NOTE
     from tutelage.recipes.chain import chain_of, open_chain
-    from tutelage.recipes.converting import FORMATS, Conversion
+    from tutelage.recipes.converting import FORMATS, Conversion, verified
 
     chain = chain_of(config.ckpt_paths)
     adapter_alone = config.format == "peft" or (config.format == "torchllms" and bool(chain.adapters))
-    last = (
-        "model_final.pth" if config.format == "torchllms" and adapter_alone else _LAST_WRITTEN[config.format]
-    )
+    adapters = {"peft": "adapter_config.json", "torchllms": "model_final.pth"}
+    last = adapters[config.format] if adapter_alone else FORMATS[config.format].last
     if (config.output / last).exists() and not config.overwrite:
         raise UserError(f"{config.output / last} exists; give --overwrite to replace it, or another --output")
+    if config.verify and config.output.resolve() == chain.base.resolve():
+        raise UserError("verify compares with the model as it was, and output replaces that; give another")
     if adapter_alone:
         _write_adapter(chain, config)
         return
@@ -123,24 +127,12 @@ def run(config: ConvertConfig) -> None:
     )
     FORMATS[config.format].refuse(conversion)
     FORMATS[config.format].write(conversion)
+    if config.verify:
+        verified(conversion, config.format)
     if shape.role_embeddings and config.format == "hf":
         print(f"note: {NOTE}", file=sys.stderr)
     name = "int8" if config.format == "llama2c_v2" else str(conversion.dtype).removeprefix("torch.")
     print(f"{config.output}: {shape.n_parameters:,} parameters, {name}", file=sys.stderr)
-
-
-_LAST_WRITTEN = {
-    "hf": "config.json",
-    "meta": "params.json",
-    "torchllms": "params.json",
-    "litgpt": "model_config.yaml",
-    "llama2c": "model.bin",
-    "llama2c_v1": "model.bin",
-    "llama2c_v2": "model.bin",
-    "llama2c_pt": "ckpt.pt",
-    "instructllama": "params.json",
-    "peft": "adapter_config.json",
-}
 
 
 def _write_adapter(chain: Chain, config: ConvertConfig) -> None:

@@ -6,12 +6,19 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tutelage.checkpoint.hf import save_model
 from tutelage.checkpoint.instructllama import refuse_what_it_cannot, write_instructllama
 from tutelage.checkpoint.litgpt_write import refuse_for_litgpt, write_litgpt
 from tutelage.checkpoint.llama2c_tokenizer import write_tokenizer_bin
-from tutelage.checkpoint.llama2c_write import refuse_other_arithmetic, write_checkpoint, write_llama2c
+from tutelage.checkpoint.llama2c_write import (
+    group_of,
+    in_groups,
+    refuse_other_arithmetic,
+    write_checkpoint,
+    write_llama2c,
+)
 from tutelage.checkpoint.meta_write import (
     refuse_for_meta,
     refuse_for_torchllms,
@@ -22,6 +29,7 @@ from tutelage.checkpoint.source import Source
 from tutelage.model.config import ModelConfig
 from tutelage.recipes.merging import padded_as_trained
 from tutelage.recipes.preparing import say
+from tutelage.recipes.verifying import verify
 from tutelage.text.tokenizer import Tokenizer
 
 
@@ -42,6 +50,7 @@ class Conversion:
 class Format:
     """One of them."""
 
+    last: str  # the file that is written last
     write: Callable[[Conversion], None]
     refuse: Callable[[Conversion], None] = lambda conversion: None  # before anything is written
 
@@ -101,14 +110,43 @@ def _shape(refuse: Callable[[ModelConfig], None]) -> Callable[[Conversion], None
     return lambda to: refuse(to.shape)
 
 
+def verified(to: Conversion, kind: str) -> None:
+    """Read what was written in format `kind` and compare."""
+    rounded = to.dtype if kind != "llama2c_v2" else None
+    verify(
+        to.source,
+        to.shape,
+        to.tokenizer,
+        to.output / _OPENED.get(kind, ""),
+        rounded=lambda rows: _in_int8(rows, to.shape) if rounded is None else rows.to(rounded),
+    )
+
+
+def _in_int8(rows: Tensor, shape: ModelConfig) -> Tensor:
+    if rows.ndim == 1:
+        return rows
+    numbers, scales = in_groups(rows, group_of(shape))
+    return (numbers * scales[:, None]).view(rows.shape)
+
+
+_OPENED = {  # by the name of a file, where others may lie beside it
+    "meta": "consolidated.00.pth",
+    "torchllms": "consolidated.00.pth",
+    "litgpt": "lit_model.pth",
+    "instructllama": "model.pth",
+    "llama2c": "model.bin",
+    "llama2c_v1": "model.bin",
+    "llama2c_v2": "model.bin",
+    "llama2c_pt": "ckpt.pt",
+}
 FORMATS = {
-    "hf": Format(_hf),
-    "meta": Format(_meta, lambda to: refuse_for_meta(to.shape, to.devices)),
-    "torchllms": Format(_torchllms, _shape(refuse_for_torchllms)),
-    "litgpt": Format(_litgpt, _shape(refuse_for_litgpt)),
-    "llama2c": Format(partial(_llama2c, version=0), _shape(refuse_other_arithmetic)),
-    "llama2c_v1": Format(partial(_llama2c, version=1), _shape(refuse_other_arithmetic)),
-    "llama2c_v2": Format(partial(_llama2c, version=2), _shape(refuse_other_arithmetic)),
-    "llama2c_pt": Format(_llama2c_checkpoint, _shape(refuse_other_arithmetic)),
-    "instructllama": Format(_instructllama, _shape(refuse_what_it_cannot)),
+    "hf": Format("config.json", _hf),
+    "meta": Format("params.json", _meta, lambda to: refuse_for_meta(to.shape, to.devices)),
+    "torchllms": Format("params.json", _torchllms, _shape(refuse_for_torchllms)),
+    "litgpt": Format("model_config.yaml", _litgpt, _shape(refuse_for_litgpt)),
+    "llama2c": Format("model.bin", partial(_llama2c, version=0), _shape(refuse_other_arithmetic)),
+    "llama2c_v1": Format("model.bin", partial(_llama2c, version=1), _shape(refuse_other_arithmetic)),
+    "llama2c_v2": Format("model.bin", partial(_llama2c, version=2), _shape(refuse_other_arithmetic)),
+    "llama2c_pt": Format("ckpt.pt", _llama2c_checkpoint, _shape(refuse_other_arithmetic)),
+    "instructllama": Format("params.json", _instructllama, _shape(refuse_what_it_cannot)),
 }

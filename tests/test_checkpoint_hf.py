@@ -201,3 +201,26 @@ def test_the_directory_we_write_gives_the_same_predictions_when_read_in_bf16(tmp
     with torch.no_grad():
         logits = read.unembed(read(tokens, positions_of(tokens)))
         torch.testing.assert_close(logits, theirs(tokens).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shard", ["5GB", "20KB"])
+def test_older_directories_with_pytorch_model_bin_are_read_and_nothing_in_them_is_run(shard, tmp_path):
+    model = oracle("qwen2", torch.bfloat16)
+    model.save_pretrained(tmp_path / "new", max_shard_size=shard)
+    old = tmp_path / "old"
+    old.mkdir()
+    names = {}
+    for path in sorted((tmp_path / "new").glob("*.safetensors")):
+        names[path.name] = path.name.replace("model", "pytorch_model").replace(".safetensors", ".bin")
+        torch.save(load_file(path), old / names[path.name])
+    shutil.copy(tmp_path / "new" / "config.json", old)
+    if len(names) > 1:
+        index = json.loads((tmp_path / "new" / INDEX).read_text())
+        index["weight_map"] = {key: names[file] for key, file in index["weight_map"].items()}
+        (old / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    loaded = load_model(old)
+    assert_equal_state(loaded.state_dict(), load_model(tmp_path / "new").state_dict())
+    assert loaded.config.dtype == "bfloat16" and (len(names) > 1) == (shard == "20KB")
+    last = old / list(names.values())[-1]
+    last.write_bytes(last.read_bytes()[:100])
+    assert f"{last} is damaged, or holds more than tensors" in refusal(load_model, old)

@@ -102,8 +102,8 @@ def fingerprint_of(path: str | Path, adapters: Sequence[str | Path] = ()) -> str
 
 
 def read_adapter(path: str | Path, config: ModelConfig) -> StoredAdapter:
-    """The adapter at `path`: a PEFT directory, torchllms' .pth beside its lora_args.json, or a .pth of what it
-    trained in full.
+    """The adapter at `path`: a PEFT directory, torchllms' .pth beside its lora_args.json, or a .pth with
+    weights in full.
     """
     path = local_path(path)
     if is_part(path):

@@ -75,6 +75,8 @@ class StoredTensor:
         return all(size == 1 or a == b for size, a, b in zip(self.shape, self.stride, steps, strict=True))
 
     def _read(self, first: int, count: int) -> Tensor:
+        if not count:
+            return torch.empty(0, dtype=self.dtype)
         size = self.dtype.itemsize
         raw = np.fromfile(self.path, np.uint8, count * size, offset=self.place + first * size)
         return torch.from_numpy(raw).view(self.dtype)

@@ -27,8 +27,9 @@ _FINAL, _STEP = "model_final.pth", re.compile(r"model_(\d+)\.pth")
 
 
 def read_torchllms(path: Path, config: ModelConfig) -> StoredAdapter:
-    """The adapter in a .pth beside which lora_args.json lies, or the part of a model in one without it; `config`
-    is the base model's.
+    """The adapter in a .pth beside which lora_args.json lies, or the part of a model in one without it.
+
+    `config` is the base model's.
     """
     state = read_tensors(path)
     values = {"lora_rank": 1, "lora_alpha": 1.0} if is_part(path) else _args(path.parent / ARGS)

@@ -140,9 +140,9 @@ def test_directories_without_usable_weights_are_refused(directory):
     assert refusal(check_files, directory) == (
         f"{directory} holds no weights; wanted model.safetensors or {INDEX} with the files it names"
     )
-    (directory / "pytorch_model.bin").write_bytes(b"")
+    (directory / "weights.ckpt").write_bytes(b"")
     assert refusal(load_model, directory) == (
-        f"{directory} holds its weights only as pytorch_model.bin, a pickle, which can run code when it is "
+        f"{directory} holds its weights only as weights.ckpt, a pickle, which can run code when it is "
         "read; if you trust it, write safetensors with transformers: "
         "AutoModelForCausalLM.from_pretrained(DIRECTORY).save_pretrained(NEW)"
     )

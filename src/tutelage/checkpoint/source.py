@@ -86,7 +86,7 @@ def fill(
         if path not in quantized:
             module.to_empty(device=device, recurse=False)
             for name, parameter in module.named_parameters(path, recurse=False):
-                _read(source, name, parameter)
+                read_into(parameter, source, name)
     if quantization:
         _fill_quantized(model, quantized, source, device, quantization)
     if config.tied and HEAD in source.shapes:
@@ -111,16 +111,17 @@ def _fill_quantized(
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         weight = room[: linear.weight.numel()].view(linear.weight.shape)
-        _read(source, f"{name}.weight", weight)
+        read_into(weight, source, f"{name}.weight")
         bias = linear.bias
         if bias is not None:
             bias = nn.Parameter(torch.empty_like(bias, device=device))
-            _read(source, f"{name}.bias", bias)
+            read_into(bias, source, f"{name}.bias")
         model.set_submodule(name, QuantizedLinear(weight, bias, quantization))
 
 
 @torch.no_grad()
-def _read(source: Source, name: str, into: Tensor) -> None:
+def read_into(into: Tensor, source: Source, name: str) -> None:
+    """Put the tensor `name` there, a few rows at a time."""
     for start, stop in pieces(into.shape):
         rows = source.rows(name, start, stop)
         into[start:stop].copy_(rows)
@@ -146,12 +147,29 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _check_head_is_embedding(source: Source) -> None:
-    for start, stop in pieces(source.shapes[HEAD]):
-        if not torch.equal(source.rows(HEAD, start, stop), source.rows(EMBEDDING, start, stop)):
-            raise UserError(
-                f"{source.where}: lm_head.weight differs from model.embed_tokens.weight, but config.json has "
-                "tie_word_embeddings = true; set it to false to use both, or remove lm_head.weight"
-            )
+    if not same_rows(source, HEAD, EMBEDDING):
+        raise UserError(
+            f"{source.where}: lm_head.weight differs from model.embed_tokens.weight, but config.json has "
+            "tie_word_embeddings = true; set it to false to use both, or remove lm_head.weight"
+        )
+
+
+class HasRows(Protocol):
+    """A source, or what is to become one."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start..stop of the tensor `name`."""
+        ...
+
+
+def same_rows(source: HasRows, one: str, other: str) -> bool:
+    """Whether two tensors are equal; read until they are not."""
+    return source.shapes[one] == source.shapes[other] and all(
+        torch.equal(source.rows(one, *piece), source.rows(other, *piece))
+        for piece in pieces(source.shapes[one])
+    )
 
 
 def _hint(config: ModelConfig, missing: list[str]) -> str:

@@ -150,8 +150,8 @@ def test_frequencies_of_no_known_scaling_are_refused(tmp_path):
     assert load_config(divided_by(1)).rope_scaling is None
     path = divided_by(4)
     assert refusal(load_config, path) == (
-        f"{path}: its rotary frequencies are divided by up to 4, which is neither Llama 3.1's scaling "
-        "nor 3.2's; use the safetensors of this model, whose config.json states it"
+        f"{path}: its rotary frequencies are divided by up to 4, and not as Llama "
+        "3.1's are; use the safetensors of this model, whose config.json states how"
     )
 
 

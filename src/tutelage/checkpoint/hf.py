@@ -83,6 +83,13 @@ def load_model(
     return fill(config, source, dtype or source.dtype, device, quantization)
 
 
+def open_source(
+    path: str | Path, adapters: Sequence[str | Path] = (), *, force: bool = False
+) -> tuple[ModelConfig, Source]:
+    """The shape of the model at `path` with adapters in it, and its weights, read only when asked for."""
+    return _open(local_path(path), adapters, force=force)
+
+
 def config_of(path: str | Path, adapters: Sequence[str | Path]) -> ModelConfig:
     """The shape of a model with these adapters in it."""
     return _open(local_path(path), adapters, force=True)[0]

@@ -22,3 +22,9 @@ def rows_as_halves(read: Callable[[int, int], Tensor], start: int, stop: int, he
     """Rows start..stop as halves, of a matrix whose rows are pairs; `read(first, last)` gives those."""
     first, last = start // head_dim * head_dim, -(-stop // head_dim) * head_dim  # whole heads
     return pairs_to_halves(read(first, last), head_dim)[start - first : stop - first]
+
+
+def rows_as_pairs(read: Callable[[int, int], Tensor], start: int, stop: int, head_dim: int) -> Tensor:
+    """Rows start..stop as pairs, of a matrix whose rows are halves; `read(first, last)` gives those."""
+    first, last = start // head_dim * head_dim, -(-stop // head_dim) * head_dim  # whole heads
+    return halves_to_pairs(read(first, last), head_dim)[start - first : stop - first]

@@ -1,12 +1,14 @@
 """Write a model in another layout, any that `generate` reads, or the adapter that comes last.
 
     tutelage convert MODEL --output DIR --precision bf16
+    tutelage convert MODEL --output FILE.gguf --format gguf --precision q8_0
     tutelage convert MODEL --output DIR --format llama2c
     tutelage convert stories15M.bin --tokenizer tokenizer.bin --output DIR
     tutelage convert MODEL --output DIR --format instructllama
     tutelage convert MODEL model_final.pth --output DIR --format peft
 
-Format hf is a directory that transformers, vLLM and this program load. Format llama2c is model.bin and
+Format hf is a directory that transformers, vLLM and this program load. Format gguf is one file, or
+DIR/model.gguf, for llama.cpp and what is built on it, in bounded memory. Format llama2c is model.bin and
 tokenizer.bin for `./run DIR/model.bin -z DIR/tokenizer.bin`, always float32; its program computes Llama's
 arithmetic only, and with a SentencePiece vocabulary. Format instructllama is model.pth and params.json, for
 that program, which knows Llama 2 without grouped queries. Formats peft and torchllms write the adapter
@@ -35,9 +37,9 @@ class ConvertConfig:
     ]  # an HF directory, a run's --output_dir, a hub id, a .gguf, llama2.c or .pth file; then adapters
     force: bool = False  # merge an adapter into a model that it was not trained on
     tokenizer: str | None = None  # directory or tokenizer.bin of the tokenizer; default: the model's own
-    output: Path  # directory to write
-    format: Literal["hf", "llama2c", "instructllama", "peft", "torchllms"] = "hf"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of the weights; auto: as they are stored
+    output: Path  # directory to write, or a file that ends in .gguf
+    format: Literal["hf", "gguf", "llama2c", "instructllama", "peft", "torchllms"] = "hf"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "q8_0"] = "auto"  # of weights; auto: as stored
     fold: bool = False  # put role embeddings into the other weights: cannot be done, and says why
     overwrite: bool = False  # replace a model that is already in output
 
@@ -45,8 +47,12 @@ class ConvertConfig:
         problems = []
         if not self.ckpt_paths:
             problems.append("ckpt_paths names no model")
-        if self.format not in ("hf", "instructllama") and self.precision not in ("auto", "fp32"):
+        if self.format not in ("hf", "gguf", "instructllama") and self.precision not in ("auto", "fp32"):
             problems.append(f"precision is {self.precision}, but files of format {self.format} hold fp32")
+        elif self.format != "gguf" and self.precision == "q8_0":
+            problems.append("precision q8_0 is GGUF's; give --format gguf with it")
+        if self.format != "gguf" and self.output.suffix == ".gguf":
+            problems.append(f"output {self.output} is a .gguf file; give --format gguf with it")
         if self.fold:
             problems.append(
                 "fold: role embeddings cannot go into other weights: what they add depends on whose the "
@@ -70,12 +76,17 @@ def run(config: ConvertConfig) -> None:
 
     chain = chain_of(config.ckpt_paths)
     written = config.output / _LAST_WRITTEN[config.format]
+    if config.format == "gguf" and config.output.suffix == ".gguf":
+        written = config.output
     if written.exists() and not config.overwrite:
         raise UserError(f"{written} exists; give --overwrite to replace it, or another --output")
     if config.format in ("peft", "torchllms"):
         _write_adapter(chain, config)
         return
     tokenizer = load_tokenizer(config.tokenizer or chain.text)
+    if config.format == "gguf":
+        _write_gguf(chain, tokenizer, config, written)
+        return
     if config.format == "llama2c":
         refuse_other_arithmetic(shape_of(chain))
     if config.format == "instructllama":
@@ -98,6 +109,7 @@ def run(config: ConvertConfig) -> None:
 
 _LAST_WRITTEN = {
     "hf": "config.json",
+    "gguf": "model.gguf",
     "llama2c": "model.bin",
     "instructllama": "params.json",
     "peft": "adapter_config.json",
@@ -134,6 +146,24 @@ def _write_adapter(chain: Chain, config: ConvertConfig) -> None:
         note = read_note(chain.adapters[-1])
         note_of(shape_of(chain), chain.adapters[:-1], note.rounding).write(config.output)
     print(f"{config.output}: {len(stored.layers)} layers' adapters", file=sys.stderr)
+
+
+def _write_gguf(chain: Chain, tokenizer: Tokenizer, config: ConvertConfig, path: Path) -> None:
+    from tutelage.checkpoint.gguf_write import KINDS, write_gguf
+    from tutelage.checkpoint.hf import open_source
+    from tutelage.recipes.chain import shape_of
+
+    shape, source = open_source(chain.base, chain.adapters, force=config.force)
+    noted = shape_of(chain)
+    shape = replace(shape, eos=noted.eos, pad=noted.pad, max_positions=noted.max_positions)
+    stored = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+    precision = config.precision
+    if precision == "auto":
+        precision = stored.get(str(source.dtype).removeprefix("torch."), "fp32")
+    remarks = write_gguf(shape, source, tokenizer, path, KINDS[precision], name=Path(chain.name).name)
+    for remark in remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    print(f"{path}: {shape.n_parameters:,} parameters, {precision}", file=sys.stderr)
 
 
 def _write_llama2c(model: Transformer, tokenizer: Tokenizer, directory: Path) -> None:

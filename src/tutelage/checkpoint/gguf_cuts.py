@@ -84,7 +84,9 @@ def cuts_of(vocabulary: dict[str, Any]) -> Cuts:
     named = [cuts for cuts in alike if cuts.whole == whole] or alike[:1]
     normal = all(part.get("type") == "NFC" for part in _flat(normalizer, "normalizers"))
     if not named or not normal:
-        what = "cuts text in a way" if normal else f"changes text before cutting ({_types(normalizer)}), a way"
+        what = (
+            "cuts text in a way" if normal else f"changes text before cutting ({_types(normalizer)}), a way"
+        )
         known = ", ".join(cuts.name for cuts in _CUTS)
         raise UserError(
             f"the tokenizer {what} that llama.cpp has no name for, so it cannot be written as GGUF: its "

@@ -33,7 +33,7 @@ def llama3_factors(head_dim: int, theta: float, scaling: dict[str, Any]) -> Tens
 
 
 def rope_parameters(setting: Any, factors: Tensor | None, head_dim: int, where: str) -> dict[str, Any]:
-    """Hugging Face's `rope_parameters`; `setting(key, default)` gives those of the file, `factors` its tensor.
+    """Hugging Face's `rope_parameters`; `setting(key, default)` gives the file's, `factors` is its tensor.
 
     A file states llama3 scaling only by what it divides every frequency by: its settings are found from that.
     """
@@ -71,5 +71,7 @@ def rope_settings(theta: float, scaling: dict[str, Any] | None) -> dict[str, Any
         old = scaling["original_max_position_embeddings"]
         settings["rope.scaling.original_context_length"] = old
         stated = {ours: scaling.get(theirs) for ours, theirs in _YARN.items()}
-        settings |= {f"rope.scaling.{key}": float(value) for key, value in stated.items() if value is not None}
+        settings |= {
+            f"rope.scaling.{key}": float(value) for key, value in stated.items() if value is not None
+        }
     return settings

@@ -20,7 +20,7 @@ _LOOKS_SPECIAL = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<\|.*\|>|<｜.*｜>
 
 
 def vocabulary_settings(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Any]:
-    """The keys of `tokenizer.`: tokens of every id of the model, how text becomes them, and which are special.
+    """The keys of `tokenizer.`: the token of every id, how text becomes tokens, and which are special.
 
     UserError where llama.cpp would make other tokens of a text.
     """
@@ -109,9 +109,9 @@ def _pieces(vocabulary: dict[str, Any]) -> list[tuple[str, float, int]]:
         content = "".join(pair.split(" ", 1) if isinstance(pair, str) else pair)
         if content in scores and content != last:
             raise UserError(
-                f"the tokenizer's merges are not in the order of scores (those that make {content!r} lie apart), "
-                "so they are not SentencePiece's and cannot be written as GGUF; "
-                "put its tokenizer.model beside tokenizer.json"
+                f"the tokenizer's merges are not in an order of scores (those that make {content!r} lie "
+                "apart), so they are not SentencePiece's and cannot be written as GGUF; put its "
+                "tokenizer.model beside tokenizer.json"
             )
         scores.setdefault(content, float(-place))
         last = content
@@ -164,7 +164,7 @@ def _begins_with(vocabulary: dict[str, Any]) -> str | None:
 
 
 def _special(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, int]:
-    """Ids of BOS, EOS and their kin: the tokenizer's, else the model's; and another token that ends a reply."""
+    """Ids of BOS, EOS and their kin: the tokenizer's, else the model's; and another end of replies."""
     ids = {name: tokenizer.control.get(tokenizer.named.get(f"{name}_token", "")) for name in _IDS}
     first = config.eos[0] if config.eos else None
     own = {"bos": config.bos, "eos": first, "pad": config.pad, "unk": None}

@@ -94,12 +94,14 @@ def _refuse_what_it_cannot(config: ModelConfig) -> None:
         )
     if len(set(config.windows or ())) > 1:
         raise UserError(
-            "a sliding window in some layers only cannot be written as GGUF for this family: llama.cpp has none "
-            "there, and would compute another model from the window on"
+            "a sliding window in some layers only cannot be written as GGUF for this family: llama.cpp has "
+            "none there, and would compute another model from the window on"
         )
 
 
-def _planned(config: ModelConfig, architecture: Architecture, kind: GGMLQuantizationType) -> Iterator[_Tensor]:
+def _planned(
+    config: ModelConfig, architecture: Architecture, kind: GGMLQuantizationType
+) -> Iterator[_Tensor]:
     """The tensors in their order: vectors in float32, matrices in `kind` or, where its blocks do not fit,
     in float16."""
     if config.rope_scaling and config.rope_scaling["rope_type"] == "llama3":
@@ -174,9 +176,7 @@ def _rows(
 ) -> Tensor:
     if not architecture.is_paired(name):
         return source.rows(name, start, stop)
-    return rows_as_pairs(
-        lambda first, last: source.rows(name, first, last), start, stop, config.head_dim
-    )
+    return rows_as_pairs(lambda first, last: source.rows(name, first, last), start, stop, config.head_dim)
 
 
 def _encoded(rows: Tensor, tensor: _Tensor) -> np.ndarray:
@@ -199,6 +199,6 @@ def _remarks(config: ModelConfig, tensors: list[_Tensor], kind: GGMLQuantization
     window = next((window for window in config.windows or () if window), None)
     if window and window < config.max_positions:
         yield (
-            f"llama.cpp has no sliding window in this architecture: from {window} tokens on its answers differ "
-            "from this model's"
+            f"llama.cpp has no sliding window in this architecture: from {window} tokens on its answers "
+            "differ from this model's"
         )

@@ -158,7 +158,11 @@ def test_frequencies_of_no_known_scaling_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"split.count": 3}, " is one of 3 parts; join them by llama-gguf-split --merge"),
+        (
+            {"split.count": 3},
+            " is one of 3 parts, which are found by their names: NAME-00001-of-00003.gguf and so on; "
+            "give them these names again",
+        ),
         ({"llama.expert_count": 8}, ": a mixture of 8 experts is not supported"),
         (
             {"llama.attention.value_length": 16},
@@ -166,7 +170,7 @@ def test_frequencies_of_no_known_scaling_are_refused(tmp_path):
         ),
         (
             {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0},
-            ": rope scaling 'yarn' is not supported; supported are none and llama3's",
+            ": rope type 'yarn' is not supported; supported are default, llama3",
         ),
         (
             {"llama.feed_forward_length": [48, 64]},
@@ -232,3 +236,23 @@ def test_truncated_files_are_refused_wherever_they_end(tmp_path):
     assert refusal(check_files, path) == (
         f"{path} cannot be loaded:\n  the file is truncated: 1 tensors, first {last}, lie past its end"
     )
+
+
+def test_a_model_in_several_files_is_read_through_the_first(tmp_path):
+    theirs = oracle("llama")
+    first = write_model(tmp_path / "model.gguf", theirs, tensors_per_part=8)
+    assert first.name == "model-00001-of-00003.gguf"
+    for path in (first, tmp_path):
+        model = load_model(path)
+        for key, tensor in ours(theirs).state_dict().items():
+            assert torch.equal(model.state_dict()[key], tensor), key
+    second, third = (tmp_path / f"model-0000{part}-of-00003.gguf" for part in (2, 3))
+    assert refusal(load_model, second) == (
+        f"{second} is part 2 of 3; give the first, model-00001-of-00003.gguf"
+    )
+    third.write_bytes(third.read_bytes()[:-64])
+    assert f"the file {third.name} is truncated: 1 tensors, first " in refusal(check_files, first)
+    third.unlink()
+    first.touch()
+    read_header.__globals__["_header_as_of"].cache_clear()
+    assert refusal(check_files, first) == f"{first} is one of 3 parts, and beside it lies no {third.name}"

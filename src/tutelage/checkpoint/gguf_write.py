@@ -108,7 +108,7 @@ def _planned(
         yield _Tensor(FACTORS, "", (config.head_dim // 2,), Kind.F32)
     for name, shape in parameter_shapes(config).items():
         own = kind if len(shape) > 1 else Kind.F32
-        fits = shape[-1] % gguf.GGML_QUANT_SIZES[own][0] == 0
+        fits = list(shape)[-1] % gguf.GGML_QUANT_SIZES[own][0] == 0
         yield _Tensor(architecture.gguf_name(name), name, shape, own if fits else Kind.F16)
 
 

@@ -59,7 +59,7 @@ _CUTS = [
     Cuts("llama-bpe", _split(_GPT4), whole=True, aliases=("llama3", "llama-v3")),
     Cuts("dbrx", _split(_GPT4), aliases=("smaug-bpe",)),
     Cuts("qwen2", _split(_QWEN2), nfc=True, aliases=("deepseek-r1-qwen",)),
-    Cuts("qwen35", _split(_QWEN35), nfc=True),
+    Cuts("qwen35", _split(_QWEN35)),  # Qwen 3.5 itself, which is not read yet, composes as Qwen 2 does
     Cuts("tekken", _split(_TEKKEN), whole=True),
 ]
 

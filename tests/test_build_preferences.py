@@ -9,8 +9,8 @@ import datasets
 import pytest
 
 from tutelage import cli
-from tutelage.data.preference_build import build
-from tutelage.data.preference_records import Choice, Ranked
+from tutelage.data.builders.preference_build import build
+from tutelage.data.builders.preference_records import Choice, Ranked
 from tutelage.data.read import parse_sources, scan
 from tutelage.text.messages import message_faults
 

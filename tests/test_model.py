@@ -230,7 +230,16 @@ def test_several_end_tokens_survive_the_round_trip():
             {"quantization_config": {"quant_method": "gptq"}},
             "config.json: quantization_config = {'quant_method': 'gptq'} is not supported; only None is",
         ),
-        ({"attention_bias": True}, "config.json: attention_bias = true is not supported for llama"),
+        ({"attention_bias": True}, "config.json: attention_bias = True is not supported; only False is"),
+        (
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "config.json: layer_types = ['full_attention', 'sliding_attention'] is not supported for llama",
+        ),
+        (
+            {"mystery_scale": 1.5},
+            "config.json: the key mystery_scale = 1.5 is not known here, and could change what the model "
+            "computes; remove it if it does not",
+        ),
         (
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
             "config.json: rope type 'yarn' is not supported; supported are default, llama3",

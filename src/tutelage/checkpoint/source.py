@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import UserError
-from tutelage.model.config import ARCHITECTURES, ModelConfig
+from tutelage.model.config import ModelConfig
+from tutelage.model.families import FAMILIES
 from tutelage.model.quantize import Quantization, QuantizedLinear, quantizable
 from tutelage.model.score import PARAMETER as SCORE
 from tutelage.model.transformer import Transformer
@@ -150,7 +151,8 @@ def _check_head_is_embedding(source: Source) -> None:
 def _hint(config: ModelConfig, missing: list[str]) -> str:
     """What in config.json may ask for more than there is."""
     if SCORE in missing:
-        return f" (a language model's config.json names the architecture {ARCHITECTURES[config.family]})"
+        wanted = FAMILIES[config.family].architecture
+        return f" (a language model's config.json names the architecture {wanted})"
     if missing == [ROLES]:
         return " (for a fresh table set use_role_embeddings = false in config.json, and give sft the flag)"
     if HEAD not in missing or config.tied:

@@ -5,6 +5,7 @@ B rows   T positions   D model dim   H query heads   K kv heads   C head dim   V
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from tutelage.model.attention import Layout, attend, plan
 from tutelage.model.cache import KVCache
 from tutelage.model.config import ModelConfig
+from tutelage.model.lean import formed_anew, rms_norm, silu_gated
 from tutelage.model.roles import RoleEmbeddings, initialise_roles_
 from tutelage.model.rope import frequencies, rotate, rotation
 from tutelage.model.score import initialise_score_, with_score_head
@@ -29,9 +31,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)"""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -70,7 +70,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)"""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        inner = silu_gated(gate, up)
+        with formed_anew(inner, partial(silu_gated, gate.detach(), up.detach())):
+            return self.down_proj(inner)
 
 
 class Block(nn.Module):

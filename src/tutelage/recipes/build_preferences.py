@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
-    from tutelage.data.preference_build import Examples
-    from tutelage.data.preference_records import Choice, Ranked
+    from tutelage.data.builders.preference_build import Examples
+    from tutelage.data.builders.preference_records import Choice, Ranked
 
     ReadFile = Callable[[Path], Iterator[tuple[str, Ranked | str]]]
 
@@ -56,8 +56,8 @@ class BuildHhRlhfConfig(_Building):
 
 def run_hh_rlhf(config: BuildHhRlhfConfig) -> None:
     """Write pairs, the conversations that were chosen, or their prompts."""
-    from tutelage.data.hh_rlhf import ranked_of
-    from tutelage.data.preference_records import Choice
+    from tutelage.data.builders.hh_rlhf import ranked_of
+    from tutelage.data.builders.preference_records import Choice
 
     _build(config, lambda path: _each(path, ranked_of), Choice(kind=config.kind))
 
@@ -97,8 +97,8 @@ class BuildUltrafeedbackConfig(_Building):
 
 def run_stackexchange(config: BuildStackexchangeConfig) -> None:
     """Write ranked answers, the best ones, or the questions."""
-    from tutelage.data.preference_records import Choice
-    from tutelage.data.stackexchange import ranked_of
+    from tutelage.data.builders.preference_records import Choice
+    from tutelage.data.builders.stackexchange import ranked_of
 
     of_row = partial(ranked_of, min_words=config.min_words, drop_zero_scores=config.drop_zero_scores)
     choice = Choice(kind=config.kind, min_answers=config.min_answers, max_answers=config.max_answers)
@@ -107,16 +107,16 @@ def run_stackexchange(config: BuildStackexchangeConfig) -> None:
 
 def run_piqa(config: BuildPiqaConfig) -> None:
     """Write pairs of a right and a wrong answer, the right ones, or the goals."""
-    from tutelage.data.piqa import examples_of
-    from tutelage.data.preference_records import Choice
+    from tutelage.data.builders.piqa import examples_of
+    from tutelage.data.builders.preference_records import Choice
 
     _build(config, examples_of, Choice(kind=config.kind))
 
 
 def run_ultrafeedback(config: BuildUltrafeedbackConfig) -> None:
     """Write ranked answers, pairs, the best ones, or the instructions."""
-    from tutelage.data.preference_records import Choice
-    from tutelage.data.ultrafeedback import ranked_of
+    from tutelage.data.builders.preference_records import Choice
+    from tutelage.data.builders.ultrafeedback import ranked_of
 
     of_row = partial(ranked_of, score=config.score)
     _build(config, lambda path: _each(path, of_row), Choice(kind=config.kind, keep_ties=True))
@@ -126,7 +126,7 @@ def _each(
     path: Path, ranked_of: Callable[[dict[str, Any]], Ranked | str]
 ) -> Iterator[tuple[str, Ranked | str]]:
     """Every row of a file, as ranked answers or why not."""
-    from tutelage.data.raw_rows import rows_of
+    from tutelage.data.builders.raw_rows import rows_of
 
     for place, row in rows_of(path):
         yield place, row if isinstance(row, str) else ranked_of(row)
@@ -134,7 +134,7 @@ def _each(
 
 def _build(config: _Building, read: ReadFile, choice: Choice) -> None:
     """Find the files, write the data set, say what became of the rows."""
-    from tutelage.data.preference_build import NAMES, build
+    from tutelage.data.builders.preference_build import NAMES, build
 
     files = _files(config.input, config.input_splits, config, "--input_splits")
     held_out = _files(config.val_input, config.val_input_splits, config, "--val_input_splits")
@@ -174,7 +174,7 @@ def _together(files: list[Path], read: ReadFile) -> Examples:
 
 def _files(paths: tuple[str, ...], splits: tuple[str, ...], config: _Building, flag: str) -> list[Path]:
     """The files of what was given: data sets are written out as such, folders are looked through."""
-    from tutelage.data.raw_rows import SUFFIXES, data_files
+    from tutelage.data.builders.raw_rows import SUFFIXES, data_files
     from tutelage.data.saved import as_files
 
     if splits or any(not Path(path).exists() and not path.endswith(SUFFIXES) for path in paths):

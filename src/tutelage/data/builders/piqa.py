@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.preference_records import Ranked
-from tutelage.data.raw_rows import Row, rows_of
+from tutelage.data.builders.preference_records import Ranked
+from tutelage.data.builders.raw_rows import Row, rows_of
 from tutelage.errors import UserError
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, TextIO
 
-from tutelage.data.preference_records import Choice, Messages, Ranked, checked, record_of
+from tutelage.data.builders.preference_records import Choice, Messages, Ranked, checked, record_of
 from tutelage.errors import UserError
 
 Examples = Iterable[tuple[str, Ranked | str]]  # where it stands, and what it is or why it is left out

@@ -212,7 +212,8 @@ def test_other_architectures_and_files_are_refused(tmp_path):
     write_settings(writer, {"mamba.block_count": 2})
     write(writer, path)
     assert refusal(load_config, path) == (
-        f"{path}: architecture 'mamba' is not supported; supported are llama, qwen2"
+        f"{path}: architecture 'mamba' is not supported; supported are llama, smollm3, qwen2, qwen3, olmo2, "
+        "gemma, gemma2, gemma3, phi3"
     )
     for content, message in [
         (b"", " is not a GGUF file: it does not begin with GGUF"),

@@ -168,8 +168,9 @@ def test_files_are_those_of_llama_cpp_s_own_converter_byte_for_byte(smollm2, tin
 
 
 def _known(settings):
-    """Without what the converter leaves to llama.cpp's defaults, or writes of no use to anybody."""
-    return {key: value for key, value in settings.items() if key != "tokenizer.ggml.add_bos_token"}
+    """Without what the converter leaves to llama.cpp's defaults, and a key of BERT's."""
+    ignored = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_sep_token")
+    return {key: value for key, value in settings.items() if key not in ignored}
 
 
 def _raw(stored):

@@ -46,7 +46,7 @@ class GGUFSource:
 
         if self._architecture.is_paired(name):
             return rows_as_halves(read, start, stop, self._head_dim)
-        return read(start, stop)
+        return read(start, stop) - self._architecture.shift(name)
 
     def _find_problems(self) -> None:
         self.problems += self._header.problems
@@ -56,8 +56,13 @@ class GGUFSource:
 
 
 def gguf_config(path: Path) -> ModelConfig:
-    """The shape of the model in a GGUF file: its settings in Hugging Face's words, read as a config.json."""
-    header = header_of(path)
+    """The shape of the model in a GGUF file."""
+    return config_of(header_of(path))
+
+
+def config_of(header: Header) -> ModelConfig:
+    """The shape in a header: its settings in the words of Hugging Face, read as a config.json is."""
+    path = header.path
     architecture = architecture_of(header.settings, str(path))
     _refuse_unknown_arithmetic(header, architecture)
     values = {theirs: _setting(header, key) for key, theirs in architecture.keys.items()}
@@ -68,6 +73,10 @@ def gguf_config(path: Path) -> ModelConfig:
     factors = None
     if FACTORS in header.tensors:
         factors = torch.from_numpy(header.read(FACTORS, 0, header.tensors[FACTORS].shape[0]))
+    if architecture.wide_scores:
+        wide = values["num_hidden_layers"] == architecture.wide_scores
+        by_heads = values["hidden_size"] // values["num_attention_heads"]
+        values["query_pre_attn_scalar"] = by_heads if wide else head_dim
     tokens = {name: header.settings.get(f"tokenizer.ggml.{key}_token_id") for name, key in _TOKENS.items()}
     values |= {
         "model_type": architecture.family,
@@ -80,7 +89,7 @@ def gguf_config(path: Path) -> ModelConfig:
         "eos_token_id": list(dict.fromkeys(t for t in (tokens["eos"], tokens["eot"]) if t is not None)),
         "pad_token_id": tokens["pad"],
     }
-    return ModelConfig.from_hf(values | _window(values, header), where=str(path))
+    return ModelConfig.from_hf(values | _window(values, header, architecture), where=str(path))
 
 
 _REQUIRED = (
@@ -124,9 +133,11 @@ def _refuse_unknown_arithmetic(header: Header, architecture: Architecture) -> No
         raise UserError(f"{path}: keys of length {dims[0]} and values of length {dims[1]} are not supported")
 
 
-def _window(values: dict[str, Any], header: Header) -> dict[str, Any]:
-    """What a config.json says of a window that is the same in every layer."""
+def _window(values: dict[str, Any], header: Header, architecture: Architecture) -> dict[str, Any]:
+    """What a config.json says of a window in every layer, where the architecture has no rule of its own."""
     window = _setting(header, "attention.sliding_window", 0)
+    if "attention.sliding_window" in architecture.keys:
+        return {} if window else {"sliding_window": None}
     if not window or window >= values["max_position_embeddings"]:
         return {}
     family = "mistral" if values["model_type"] == "llama" else values["model_type"]  # HF's llama has none

@@ -41,6 +41,8 @@ class Architecture:
     keys: dict[str, str]  # of settings, without the architecture before them
     tensors: dict[str, str]  # without layer and suffix
     pairs: bool = False  # rows of queries and keys are in Meta's order, neighbours turned together
+    shifted: bool = False  # norms are stored as what they multiply by, 1 + w
+    wide_scores: int = 0  # layers of the one size whose scores are scaled by dim over heads, not by head_dim
 
     def hf_name(self, name: str) -> str:
         """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; an unknown name stays itself."""
@@ -61,10 +63,50 @@ class Architecture:
         """Whether the rows of this tensor, by its Hugging Face name, are reordered."""
         return self.pairs and name.endswith(("q_proj.weight", "k_proj.weight"))
 
+    def shift(self, name: str) -> float:
+        """What is added to this tensor, by its Hugging Face name, when it is written."""
+        return 1.0 if self.shifted and name.endswith("norm.weight") else 0.0
+
+
+_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_AROUND = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_WINDOW = {"attention.sliding_window": "sliding_window"}
+_CAP = {"final_logit_softcapping": "final_logit_softcapping"}
+_CAPS = {"attn_logit_softcapping": "attn_logit_softcapping", **_CAP}
+_LOCAL = {"rope.freq_base_swa": "rope_local_base_freq"}
+_FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+
+
+def _without(tensors: dict[str, str], *names: str) -> dict[str, str]:
+    return {ours: theirs for ours, theirs in tensors.items() if ours not in names}
+
+
+_AFTER = _without(_TENSORS | _HEAD_NORMS | _AROUND, "attn_norm", "ffn_norm")
+_PHI3 = _without(_TENSORS | _FUSED, "attn_q", "attn_k", "attn_v", "ffn_gate")
 
 _ARCHITECTURES = [
     Architecture("llama", "llama", _KEYS, _TENSORS, pairs=True),
+    Architecture("smollm3", "smollm3", _KEYS, _TENSORS, pairs=True),
     Architecture("qwen2", "qwen2", _KEYS, _TENSORS),
+    Architecture("qwen3", "qwen3", _KEYS, _TENSORS | _HEAD_NORMS),
+    Architecture("olmo2", "olmo2", _KEYS, _AFTER),
+    Architecture("gemma", "gemma", _KEYS, _TENSORS, shifted=True),
+    Architecture(
+        "gemma2", "gemma2", _KEYS | _WINDOW | _CAPS, _TENSORS | _AROUND, shifted=True, wide_scores=46
+    ),
+    Architecture(
+        "gemma3",
+        "gemma3_text",
+        _KEYS | _WINDOW | _CAP | _LOCAL,
+        _TENSORS | _AROUND | _HEAD_NORMS,
+        shifted=True,
+        wide_scores=62,
+    ),
+    Architecture("phi3", "phi3", _KEYS | _WINDOW, _PHI3),
 ]
 _WRITTEN_AS = {"mistral": "llama"}  # its window aside, it computes the same
 

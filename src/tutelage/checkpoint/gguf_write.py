@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,6 +12,8 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from torch import Tensor
 
+from tutelage.checkpoint.gguf import config_of
+from tutelage.checkpoint.gguf_file import Header, Stored
 from tutelage.checkpoint.gguf_names import Architecture, architecture_for
 from tutelage.checkpoint.gguf_rope import FACTORS, llama3_factors, rope_settings
 from tutelage.checkpoint.gguf_vocabulary import vocabulary_settings
@@ -58,12 +60,13 @@ def write_gguf(
     architecture = architecture_for(config.family)
     _refuse_what_it_cannot(config)
     tensors = list(_planned(config, architecture, kind))
+    settings = {f"{architecture.name}.{key}": v for key, v in _model_settings(config, architecture).items()}
+    _refuse_what_is_read_otherwise(config, architecture, settings, tensors, path)
     aside = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(aside, architecture.name)
     _add(writer, _general(config, name, kind))
-    settings = _model_settings(config, architecture)
-    _add(writer, {f"{architecture.name}.{key}": value for key, value in settings.items()})
+    _add(writer, settings)
     _add(writer, vocabulary_settings(tokenizer, config))
     for tensor in tensors:
         stored = gguf.quant_shape_to_byte_shape(tensor.shape, tensor.kind)
@@ -82,7 +85,7 @@ def write_gguf(
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-    return list(_remarks(config, tensors, kind))
+    return list(_remarks(config, architecture, tensors, kind))
 
 
 def _refuse_what_it_cannot(config: ModelConfig) -> None:
@@ -92,11 +95,40 @@ def _refuse_what_it_cannot(config: ModelConfig) -> None:
         raise UserError(
             "a model with role embeddings cannot be written as GGUF: llama.cpp does not know whose a token is"
         )
-    if len(set(config.windows or ())) > 1:
+
+
+def _refuse_what_is_read_otherwise(
+    config: ModelConfig,
+    architecture: Architecture,
+    settings: dict[str, Any],
+    tensors: list[_Tensor],
+    path: Path,
+) -> None:
+    """GGUF leaves some things to the architecture: refuse a model that has them otherwise."""
+    stored = {t.name: Stored(t.shape, t.kind, 0, path) for t in tensors if t.name != FACTORS}
+    header = Header(path, {"general.architecture": architecture.name, **settings}, stored)
+    windows = config.windows
+    if windows and all(window and window >= config.max_positions for window in windows):
+        windows = None
+    scaling = None if _factors(config) is not None else config.rope_scaling
+    wanted = replace(config, windows=windows, rope_scaling=scaling)
+    found = {field.name: getattr(config_of(header), field.name) for field in fields(config)}
+    ignored = ("family", "bos", "eos", "pad", "dtype", "role_embeddings_init")
+    unlike = [name for name, value in found.items() if getattr(wanted, name) != value]
+    unlike = [name for name in unlike if name not in ignored]
+    if unlike:
+        named = ", ".join(f"{name} = {getattr(wanted, name)!r} would be {found[name]!r}" for name in unlike)
         raise UserError(
-            "a sliding window in some layers only cannot be written as GGUF for this family: llama.cpp has "
-            "none there, and would compute another model from the window on"
+            f"this model cannot be written as GGUF: of architecture {architecture.name} llama.cpp takes some "
+            f"settings for granted, and {named}"
         )
+
+
+def _factors(config: ModelConfig) -> Tensor | None:
+    """What rotary frequencies are divided by, where a tensor says it."""
+    if not config.rope_scaling or config.rope_scaling["rope_type"] != "llama3":
+        return None
+    return llama3_factors(config.head_dim, config.rope_theta, config.rope_scaling)
 
 
 def _planned(
@@ -104,7 +136,7 @@ def _planned(
 ) -> Iterator[_Tensor]:
     """The tensors in their order: vectors in float32, matrices in `kind` or, where its blocks do not fit,
     in float16."""
-    if config.rope_scaling and config.rope_scaling["rope_type"] == "llama3":
+    if _factors(config) is not None:
         yield _Tensor(FACTORS, "", (config.head_dim // 2,), Kind.F32)
     for name, shape in parameter_shapes(config).items():
         own = kind if len(shape) > 1 else Kind.F32
@@ -125,10 +157,10 @@ def _general(config: ModelConfig, name: str, kind: GGMLQuantizationType) -> dict
 
 def _model_settings(config: ModelConfig, architecture: Architecture) -> dict[str, Any]:
     values = config.to_hf()
-    settings = {ours: values[theirs] for ours, theirs in architecture.keys.items()}
+    settings = {ours: values.get(theirs) for ours, theirs in architecture.keys.items()}
     window = next((window for window in config.windows or () if window), None)
     return {
-        **settings,
+        **{key: value for key, value in settings.items() if value is not None},
         **rope_settings(config.rope_theta, config.rope_scaling),
         "vocab_size": config.vocab_size,
         "rope.dimension_count": config.head_dim,
@@ -158,8 +190,8 @@ def _write_weights(
     _pad(file)
     for tensor in tensors:
         if not tensor.source:
-            assert config.rope_scaling is not None
-            factors = llama3_factors(config.head_dim, config.rope_theta, config.rope_scaling)
+            factors = _factors(config)
+            assert factors is not None
             file.write(factors.numpy().tobytes())
         for start, stop in pieces(tensor.shape) if tensor.source else ():
             rows = _rows(source, tensor.source, start, stop, config, architecture)
@@ -175,7 +207,8 @@ def _rows(
     source: Source, name: str, start: int, stop: int, config: ModelConfig, architecture: Architecture
 ) -> Tensor:
     if not architecture.is_paired(name):
-        return source.rows(name, start, stop)
+        rows, shift = source.rows(name, start, stop), architecture.shift(name)
+        return rows.float() + shift if shift else rows
     return rows_as_pairs(lambda first, last: source.rows(name, first, last), start, stop, config.head_dim)
 
 
@@ -189,7 +222,10 @@ def _encoded(rows: Tensor, tensor: _Tensor) -> np.ndarray:
     return gguf.quantize(values, tensor.kind)
 
 
-def _remarks(config: ModelConfig, tensors: list[_Tensor], kind: GGMLQuantizationType) -> Iterator[str]:
+def _remarks(
+    config: ModelConfig, architecture: Architecture, tensors: list[_Tensor], kind: GGMLQuantizationType
+) -> Iterator[str]:
+    """What the user should know of the file."""
     other = [tensor.name for tensor in tensors if len(tensor.shape) > 1 and tensor.kind != kind]
     if other:
         yield (
@@ -197,7 +233,8 @@ def _remarks(config: ModelConfig, tensors: list[_Tensor], kind: GGMLQuantization
             f"blocks of {gguf.GGML_QUANT_SIZES[kind][0]}"
         )
     window = next((window for window in config.windows or () if window), None)
-    if window and window < config.max_positions:
+    of_its_own = "attention.sliding_window" in architecture.keys and architecture.name != "phi3"
+    if window and window < config.max_positions and not of_its_own:
         yield (
             f"llama.cpp has no sliding window in this architecture: from {window} tokens on its answers "
             "differ from this model's"

@@ -173,6 +173,14 @@ def test_frequencies_of_no_known_scaling_are_refused(tmp_path):
             ": rope type 'yarn' is not supported; supported are default, llama3",
         ),
         (
+            {"llama.rope.dimension_count": 4},
+            ": rotary embeddings of 4 of 8 numbers are not supported",
+        ),
+        (
+            {"llama.attention.sliding_window_pattern": 4},
+            ": llama.attention.sliding_window_pattern = 4 is not supported",
+        ),
+        (
             {"llama.feed_forward_length": [48, 64]},
             ": llama.feed_forward_length differs from layer to layer, which is not supported",
         ),

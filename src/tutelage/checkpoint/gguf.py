@@ -131,6 +131,14 @@ def _refuse_unknown_arithmetic(header: Header, architecture: Architecture) -> No
     dims = [settings.get(f"{name}.{key}") for key in ("attention.key_length", "attention.value_length")]
     if dims[0] != dims[1]:
         raise UserError(f"{path}: keys of length {dims[0]} and values of length {dims[1]} are not supported")
+    width = dims[0] or settings.get(f"{name}.embedding_length", 0) // settings.get(
+        f"{name}.attention.head_count", 1
+    )
+    if (turned := settings.get(f"{name}.rope.dimension_count", width)) != width:
+        raise UserError(f"{path}: rotary embeddings of {turned} of {width} numbers are not supported")
+    pattern = f"{name}.attention.sliding_window_pattern"
+    if settings.get(pattern, architecture.pattern) != architecture.pattern:
+        raise UserError(f"{path}: {pattern} = {settings[pattern]} is not supported")
 
 
 def _window(values: dict[str, Any], header: Header, architecture: Architecture) -> dict[str, Any]:
@@ -140,9 +148,12 @@ def _window(values: dict[str, Any], header: Header, architecture: Architecture) 
         return {} if window else {"sliding_window": None}
     if not window or window >= values["max_position_embeddings"]:
         return {}
-    family = "mistral" if values["model_type"] == "llama" else values["model_type"]  # HF's llama has none
+    if architecture.windowed is None:
+        raise UserError(
+            f"{header.path}: a sliding window of {window} is not supported for {architecture.name}"
+        )
     return {
-        "model_type": family,
+        "model_type": architecture.windowed,
         "sliding_window": window,
         "use_sliding_window": True,
         "max_window_layers": 0,

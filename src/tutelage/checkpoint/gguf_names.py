@@ -42,6 +42,8 @@ class Architecture:
     tensors: dict[str, str]  # without layer and suffix
     pairs: bool = False  # rows of queries and keys are in Meta's order, neighbours turned together
     shifted: bool = False  # norms are stored as what they multiply by, 1 + w
+    windowed: str | None = None  # model_type where every layer has a window, which llama.cpp ignores
+    pattern: int | None = None  # of so many layers the last has no window
     wide_scores: int = 0  # layers of the one size whose scores are scaled by dim over heads, not by head_dim
 
     def hf_name(self, name: str) -> str:
@@ -89,14 +91,20 @@ _AFTER = _without(_TENSORS | _HEAD_NORMS | _AROUND, "attn_norm", "ffn_norm")
 _PHI3 = _without(_TENSORS | _FUSED, "attn_q", "attn_k", "attn_v", "ffn_gate")
 
 _ARCHITECTURES = [
-    Architecture("llama", "llama", _KEYS, _TENSORS, pairs=True),
+    Architecture("llama", "llama", _KEYS, _TENSORS, pairs=True, windowed="mistral"),  # HF's llama has none
     Architecture("smollm3", "smollm3", _KEYS, _TENSORS, pairs=True),
-    Architecture("qwen2", "qwen2", _KEYS, _TENSORS),
-    Architecture("qwen3", "qwen3", _KEYS, _TENSORS | _HEAD_NORMS),
+    Architecture("qwen2", "qwen2", _KEYS, _TENSORS, windowed="qwen2"),
+    Architecture("qwen3", "qwen3", _KEYS, _TENSORS | _HEAD_NORMS, windowed="qwen3"),
     Architecture("olmo2", "olmo2", _KEYS, _AFTER),
     Architecture("gemma", "gemma", _KEYS, _TENSORS, shifted=True),
     Architecture(
-        "gemma2", "gemma2", _KEYS | _WINDOW | _CAPS, _TENSORS | _AROUND, shifted=True, wide_scores=46
+        "gemma2",
+        "gemma2",
+        _KEYS | _WINDOW | _CAPS,
+        _TENSORS | _AROUND,
+        shifted=True,
+        pattern=2,
+        wide_scores=46,
     ),
     Architecture(
         "gemma3",
@@ -104,6 +112,7 @@ _ARCHITECTURES = [
         _KEYS | _WINDOW | _CAP | _LOCAL,
         _TENSORS | _AROUND | _HEAD_NORMS,
         shifted=True,
+        pattern=6,
         wide_scores=62,
     ),
     Architecture("phi3", "phi3", _KEYS | _WINDOW, _PHI3),

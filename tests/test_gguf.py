@@ -169,10 +169,6 @@ def test_frequencies_of_no_known_scaling_are_refused(tmp_path):
             ": keys of length 8 and values of length 16 are not supported",
         ),
         (
-            {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0},
-            ": rope type 'yarn' is not supported; supported are default, llama3",
-        ),
-        (
             {"llama.rope.dimension_count": 4},
             ": rotary embeddings of 4 of 8 numbers are not supported",
         ),
@@ -199,6 +195,12 @@ def test_frequencies_of_no_known_scaling_are_refused(tmp_path):
 def test_models_that_would_be_computed_wrongly_are_refused(settings, message, tmp_path):
     path = write_model(tmp_path / "model.gguf", oracle("llama"), settings=settings)
     assert refusal(check_files, path) == f"{path}{message}"
+
+
+def test_an_unknown_scaling_is_refused_as_in_a_config_json(tmp_path):
+    settings = {"llama.rope.scaling.type": "strange", "llama.rope.scaling.factor": 4.0}
+    path = write_model(tmp_path / "model.gguf", oracle("llama"), settings=settings)
+    assert refusal(check_files, path).startswith(f"{path}: rope type 'strange' is not supported")
 
 
 def test_missing_keys_and_tensors_are_named(tmp_path):

@@ -27,8 +27,9 @@ OWN = {
     "gemma3_text": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
     "phi3": {"sliding_window": None, "max_position_embeddings": 4096},
     "smollm3": {},
+    "llama": {},
 }
-KNOWN = [name for name in OWN if name in FAMILIES]
+KNOWN = [name for name in OWN if name in FAMILIES and name != "llama"]
 
 
 def tokenizer():
@@ -70,6 +71,30 @@ def test_a_family_goes_there_and_back(name, tmp_path):
     if "gemma" in name:  # llama.cpp multiplies by what is stored
         stored = torch.from_numpy(read_header(path).read("output_norm.weight", 0, 32))
         assert torch.equal(stored, theirs.model.norm.weight + 1)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32, "beta_fast": 16.0},
+        {"rope_type": "llama3", "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        | {"original_max_position_embeddings": 8192},
+    ],
+    ids=lambda scaling: scaling["rope_type"],
+)
+def test_scaled_rotary_embeddings_go_there_and_back(scaling, tmp_path):
+    if not KNOWN and scaling["rope_type"] != "llama3":
+        pytest.skip("this scaling is not known")
+    theta = {"rope_theta": 500000.0}
+    theirs = saved("llama", tmp_path, rope_parameters=scaling | theta)
+    config, path = written(tmp_path)
+    copy = load_model(path).eval()
+    assert copy.config == config and config.rope_scaling == config.rope_scaling | scaling
+    tokens = torch.randint(3, 61, (2, 60), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = copy.unembed(copy(tokens, torch.arange(60).expand(2, -1)))
+        torch.testing.assert_close(found, theirs(tokens).logits, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

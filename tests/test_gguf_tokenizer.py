@@ -175,12 +175,12 @@ def test_a_directory_prefers_its_own_tokenizer_files(tmp_path):
         (
             {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "falcon"},
             ": its tokenizer cuts text in the way 'falcon', which is not supported; "
-            "supported are gpt-2, smollm, llama-bpe, qwen2",
+            "supported are gpt-2, smollm, llama-bpe, dbrx, qwen2, qwen35, tekken",
         ),
         (
             {"tokenizer.ggml.model": "gpt2"},
             ": its tokenizer cuts text in the way None, which is not supported; "
-            "supported are gpt-2, smollm, llama-bpe, qwen2",
+            "supported are gpt-2, smollm, llama-bpe, dbrx, qwen2, qwen35, tekken",
         ),
     ],
 )

@@ -43,7 +43,8 @@ def find_gguf(path: Path) -> Path | None:
             f"{path} is a file, but no .gguf, nor llama2.c's .bin or .pt, nor a .pth beside params.json; "
             "give the directory with config.json and the weights"
         )
-    found = sorted(path.glob("*.gguf"))
+    parts = sorted(path.glob("*-00001-of-*.gguf"))
+    found = parts + sorted(set(path.glob("*.gguf")) - set(path.glob("*-of-*.gguf")))
     if not found or any(path.glob("*.safetensors")) or (path / "model.safetensors.index.json").exists():
         return None
     if len(found) > 1:

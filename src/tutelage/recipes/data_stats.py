@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tutelage.data.cut import CutReport
+    from tutelage.data.paths import DataPath
     from tutelage.data.stats import Tally
     from tutelage.data.store import SampleStore
 
@@ -139,10 +140,10 @@ def run(config: DataStatsConfig) -> None:
 
 def _split(config: DataStatsConfig, name: Literal["train", "val"]) -> Split:
     """Read and count the training data, or what is held out."""
-    from tutelage.data.comparison import compares
     from tutelage.data.cut import cut
     from tutelage.data.dataset import encode_paths
-    from tutelage.data.saved import as_files
+    from tutelage.data.paths import find_data
+    from tutelage.data.sources import compares
 
     train = name == "train"
     paths, amounts = (
@@ -151,14 +152,14 @@ def _split(config: DataStatsConfig, name: Literal["train", "val"]) -> Split:
         else (config.val_data_paths, config.val_num_samples)
     )
     given = config.train_data_splits if train else config.val_data_splits
-    files = as_files(paths, given, cache_dir=config.cache_dir, log=_say, flag=f"--{name}_data_splits")
-    ranked = all(compares(Path(file.removeprefix("jsonl:"))) for file in files)
-    split = _counted(files, amounts, name, ranked=ranked, skip_bad_rows=config.skip_bad_rows)
+    found = find_data(paths, given, cache_dir=config.cache_dir, log=_say, flag=f"--{name}_data_splits")
+    ranked = compares(found)
+    split = _counted(found, amounts, name, ranked=ranked, skip_bad_rows=config.skip_bad_rows)
     if config.counts_with is None:
         return split
     tokenizer, template = _text_of(config, split.tally)
     split.store, faults = encode_paths(
-        files,
+        found,
         num_samples=amounts,
         template=template,
         tokenizer=tokenizer,
@@ -178,24 +179,28 @@ def _split(config: DataStatsConfig, name: Literal["train", "val"]) -> Split:
 
 
 def _counted(
-    files: list[str], amounts: tuple[float, ...], name: str, *, ranked: bool, skip_bad_rows: bool
+    found: list[DataPath], amounts: tuple[float, ...], name: str, *, ranked: bool, skip_bad_rows: bool
 ) -> Split:
-    from tutelage.data.read import Faults, parse_sources, scan
+    from tutelage.data.faults import Faults
+    from tutelage.data.read import sample_together, scan
+    from tutelage.data.sources import parse_sources
     from tutelage.data.stats import Tally
 
-    if amounts and len(amounts) != len(files):
+    if amounts and len(amounts) != len(found):
         raise UserError(
-            f"--{name}_num_samples has {len(amounts)} values for {len(files)} paths; give one each"
+            f"--{name}_num_samples has {len(amounts)} values for {len(found)} paths; give one each"
         )
-    scanned = [scan(source) for source in parse_sources(files, ranked=ranked)]
+    scanned = [scan(source) for source in parse_sources(found, ranked=ranked)]
     faults = Faults()
     for rows in scanned:
         faults.extend(rows.faults)
     if not skip_bad_rows:
         faults.refuse()
     tally = Tally()
-    for rows, amount in zip(scanned, amounts or [-1.0] * len(scanned), strict=True):
-        tally.add(rows.sample(amount, f"--{name}_num_samples"))
+    for number, (path, amount) in enumerate(zip(found, amounts or [-1.0] * len(found), strict=True)):
+        parts = [rows for rows in scanned if rows.source.number == number]
+        for rows in sample_together(parts, amount, path.given, f"--{name}_num_samples"):
+            tally.add(rows)
     return Split(tally, faults.count)
 
 

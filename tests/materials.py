@@ -117,6 +117,18 @@ def llama2c_program() -> Path:
     return _unpacked("llama2.c", unpack) / "run.c"
 
 
+def llama_models_dir() -> Path:
+    """Meta's own model.py and args.py of Llama 3, from its package of 7 MB."""
+    inside = ["llama_models/llama3/model.py", "llama_models/llama3/args.py"]
+    return _unpacked("llama-models", lambda to: _from_wheel("llama-models", "0.3.0", inside, to))
+
+
+def litgpt_dir() -> Path:
+    """litgpt's own model.py, config.py and convert_hf_checkpoint.py (Apache-2.0)."""
+    inside = [f"litgpt/{name}.py" for name in ("model", "config", "scripts/convert_hf_checkpoint")]
+    return _unpacked("litgpt", lambda to: _from_wheel("litgpt", "0.5.13", inside, to))
+
+
 def _write_mistral_v3(to: Path, legacy: bool) -> None:
     """Version 3 has 768 control tokens more than version 1; words and merges are the same, at later ids."""
     vocabulary = json.loads((mistral_v1_tokenizer_dir() / "tokenizer.json").read_text())

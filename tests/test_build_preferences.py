@@ -11,7 +11,8 @@ import pytest
 from tutelage import cli
 from tutelage.data.builders.records import Choice, Ranked
 from tutelage.data.builders.writing import write as build
-from tutelage.data.read import parse_sources, scan
+from tutelage.data.read import scan
+from tutelage.data.sources import parse_sources
 from tutelage.text.messages import message_faults
 
 

@@ -1,6 +1,8 @@
 """Model directories: what transformers writes we read, and what we write it reads, bit for bit."""
 
 import json
+import os
+import shutil
 from collections import namedtuple
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, oracle, ours, positions_of, random_tokens
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from tutelage.checkpoint import hf
+from tutelage.checkpoint import hf, source
 from tutelage.checkpoint.hf import check_files, load_config, load_model, save_model
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
@@ -104,11 +106,12 @@ def test_a_write_that_stops_midway_never_leaves_a_mixture(tmp_path, monkeypatch)
     moves = iter(range(2))
 
     def stopping(source, target):
-        next(moves)
+        if next(moves, None) is None:
+            raise KeyboardInterrupt
         Path(source).rename(target)
 
-    monkeypatch.setattr(hf.os, "replace", stopping)
-    with pytest.raises(StopIteration):
+    monkeypatch.setattr(os, "replace", stopping)
+    with pytest.raises(KeyboardInterrupt):
         save_model(model, model.config, tmp_path, dtype=torch.float32, shard_bytes=SHARD_BYTES)
     assert refusal(load_model, tmp_path) == f"{tmp_path} is not a model directory: it has no config.json"
     monkeypatch.undo()
@@ -119,7 +122,7 @@ def test_a_write_that_stops_midway_never_leaves_a_mixture(tmp_path, monkeypatch)
 def test_a_disk_without_room_is_noticed_before_writing(tmp_path, monkeypatch):
     model = ours(oracle("llama"))
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(hf.shutil, "disk_usage", lambda path: usage(50_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(50_000))
     assert refusal(lambda: save_model(model, model.config, tmp_path / "new", dtype=torch.float32)) == (
         f"{tmp_path}/new: the model takes 0.08 MB and the disk has 0.05 MB left; "
         "free some or choose another place"
@@ -131,15 +134,25 @@ def test_a_disk_that_fills_up_keeps_the_model_that_was_there(tmp_path, monkeypat
     model = ours(oracle("llama"))
     save_model(model, model.config, tmp_path, dtype=torch.float32)
 
-    def full(*arguments, metadata):
+    def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hf, "save_file", full)
+    monkeypatch.setattr(hf, "write_shards", full)
     assert refusal(lambda: save_model(model, model.config, tmp_path, dtype=torch.float32)) == (
         f"{tmp_path}: the disk became full while the model was written"
     )
     assert not (tmp_path / ".partial").exists()
     assert_equal_state(load_model(tmp_path).state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_files_are_the_bytes_that_the_safetensors_library_writes(dtype, tmp_path, monkeypatch):
+    model = ours(oracle("llama"))
+    monkeypatch.setattr(source, "PIECE", 100)  # elements at a time
+    save_model(model, model.config, tmp_path, dtype=dtype)
+    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    save_file(state, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
@@ -188,3 +201,26 @@ def test_the_directory_we_write_gives_the_same_predictions_when_read_in_bf16(tmp
     with torch.no_grad():
         logits = read.unembed(read(tokens, positions_of(tokens)))
         torch.testing.assert_close(logits, theirs(tokens).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shard", ["5GB", "20KB"])
+def test_older_directories_with_pytorch_model_bin_are_read_and_nothing_in_them_is_run(shard, tmp_path):
+    model = oracle("qwen2", torch.bfloat16)
+    model.save_pretrained(tmp_path / "new", max_shard_size=shard)
+    old = tmp_path / "old"
+    old.mkdir()
+    names = {}
+    for path in sorted((tmp_path / "new").glob("*.safetensors")):
+        names[path.name] = path.name.replace("model", "pytorch_model").replace(".safetensors", ".bin")
+        torch.save(load_file(path), old / names[path.name])
+    shutil.copy(tmp_path / "new" / "config.json", old)
+    if len(names) > 1:
+        index = json.loads((tmp_path / "new" / INDEX).read_text())
+        index["weight_map"] = {key: names[file] for key, file in index["weight_map"].items()}
+        (old / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    loaded = load_model(old)
+    assert_equal_state(loaded.state_dict(), load_model(tmp_path / "new").state_dict())
+    assert loaded.config.dtype == "bfloat16" and (len(names) > 1) == (shard == "20KB")
+    last = old / list(names.values())[-1]
+    last.write_bytes(last.read_bytes()[:100])
+    assert f"{last} is damaged, or holds more than tensors" in refusal(load_model, old)

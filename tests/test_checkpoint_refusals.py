@@ -116,7 +116,7 @@ def test_an_index_that_disagrees_with_its_files_is_refused(sharded):
         f"  {INDEX} puts model.ghost in {last}, which does not hold it"
     )
     for content, message in [
-        ("{}", f"{path} is not an index of safetensors files: KeyError('weight_map')"),
+        ("{}", f"{path} is not an index of safetensors files: it has no weight_map of names"),
         (
             json.dumps({"weight_map": {"x": "../x.safetensors"}}),
             f"{path} names ../x.safetensors, which is not a file of its own directory",
@@ -140,9 +140,9 @@ def test_directories_without_usable_weights_are_refused(directory):
     assert refusal(check_files, directory) == (
         f"{directory} holds no weights; wanted model.safetensors or {INDEX} with the files it names"
     )
-    (directory / "pytorch_model.bin").write_bytes(b"")
+    (directory / "weights.ckpt").write_bytes(b"")
     assert refusal(load_model, directory) == (
-        f"{directory} holds its weights only as pytorch_model.bin, a pickle, which can run code when it is "
+        f"{directory} holds its weights only as weights.ckpt, a pickle, which can run code when it is "
         "read; if you trust it, write safetensors with transformers: "
         "AutoModelForCausalLM.from_pretrained(DIRECTORY).save_pretrained(NEW)"
     )

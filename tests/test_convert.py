@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tutelage import cli
 from tutelage.checkpoint.hf import load_model, save_model
-from tutelage.checkpoint.llama2c import write_llama2c
+from tutelage.checkpoint.llama2c_write import write_llama2c
+from tutelage.checkpoint.streamed import Held
 from tutelage.model.config import ModelConfig
 
 
@@ -28,7 +29,7 @@ def tell(capsys, *words: object) -> tuple[int, str, str]:
 def stories(tmp_path) -> Path:
     """A model of llama2.c with the files of a tokenizer beside it."""
     model = tiny(vocab_size=byte_tokenizer().size, n_kv_heads=2)
-    write_llama2c(model.state_dict(), model.config, tmp_path / "stories.bin")
+    write_llama2c(Held(model.state_dict()), model.config, tmp_path / "stories.bin")
     byte_tokenizer().save(tmp_path / "vocabulary")
     return tmp_path / "stories.bin"
 

@@ -14,7 +14,8 @@ from tiny_sentencepiece import write_model
 from tiny_tokenizer import tiny_tokenizer
 
 from tutelage.checkpoint.hf import check_files, load_config, load_model, save_model
-from tutelage.checkpoint.instructllama import write_instructllama
+from tutelage.checkpoint.instructllama import refuse_what_it_cannot, write_instructllama
+from tutelage.checkpoint.streamed import Held
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.model.config import ModelConfig
 from tutelage.model.score import with_score_head
@@ -51,14 +52,16 @@ def answers(model: Transformer) -> torch.Tensor:
 def written(tmp_path):
     """A directory of its files, of a model with a score head."""
     model = tiny(with_score_head(SHAPE))
-    write_instructllama(model.state_dict(), model.config, tmp_path / "its" / "model.pth")
+    write_instructllama(
+        Held(model.state_dict()), model.config, tmp_path / "its" / "model.pth", dtype=torch.float32
+    )
     return tmp_path / "its" / "model.pth"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_model_computes_what_ours_does_and_back(kind, tmp_path):
     model, path = tiny(KINDS[kind]), tmp_path / "model.pth"
-    write_instructllama(model.state_dict(), model.config, path)
+    write_instructllama(Held(model.state_dict()), model.config, path, dtype=torch.float32)
     expected = answers(model)
     torch.testing.assert_close(Theirs(path)(TOKENS), expected, atol=1e-5, rtol=1e-5)
     for place in (path, tmp_path):
@@ -130,6 +133,7 @@ UNKNOWN = {
     "head_dim is 16, it computes with 8": {"head_dim": 16},
     "intermediate_size is 80, it has at least 85": {"ffn_dim": 80},
     "attention has a sliding window, it has none": {"windows": (None, 8), "family": "mistral"},
+    "it is no plain Llama: fused": {"fused": True, "family": "phi3"},
     "what is added to a token depends on whose it is, it has no role embeddings": {"role_embeddings": True},
 }
 
@@ -137,7 +141,7 @@ UNKNOWN = {
 @pytest.mark.parametrize("words", UNKNOWN)
 def test_what_its_program_does_not_know_is_refused_by_name(words, tmp_path):
     shape = dataclasses.replace(SHAPE, **UNKNOWN[words])
-    message = refusal(write_instructllama, {}, shape, tmp_path / "model.pth")
+    message = refusal(refuse_what_it_cannot, shape)
     assert message == f"InstructLLaMA's program cannot run this model: {words}"
     assert not any(tmp_path.iterdir())
 

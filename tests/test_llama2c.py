@@ -15,7 +15,9 @@ from tiny_data import refusal
 
 from tutelage import cli
 from tutelage.checkpoint.hf import load_config, load_model, save_model
-from tutelage.checkpoint.llama2c import Llama2cSource, find_llama2c, write_llama2c
+from tutelage.checkpoint.llama2c import Llama2cSource, find_llama2c
+from tutelage.checkpoint.llama2c_write import write_llama2c
+from tutelage.checkpoint.streamed import Held
 from tutelage.infer.engine import generate
 from tutelage.infer.sampling import Sampling
 from tutelage.model.config import ModelConfig
@@ -32,7 +34,7 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_written_model_computes_the_same_read_by_hand(tmp_path, shape):
     model = tiny(**SHAPES[shape])
-    write_llama2c(model.state_dict(), model.config, tmp_path / "model.bin")
+    write_llama2c(Held(model.state_dict()), model.config, tmp_path / "model.bin")
     header, arrays = read_v0(tmp_path / "model.bin")
     assert header["vocab_size"] == (61 if model.config.tied else -61)
     tokens = [1, *range(5, 40)]
@@ -42,7 +44,7 @@ def test_a_written_model_computes_the_same_read_by_hand(tmp_path, shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_model_comes_back_as_it_was(tmp_path, shape):
     model = tiny(**SHAPES[shape])
-    write_llama2c(model.state_dict(), model.config, tmp_path / "any.bin")
+    write_llama2c(Held(model.state_dict()), model.config, tmp_path / "any.bin")
     back = load_model(tmp_path / "any.bin")
     assert back.config == model.config == load_config(tmp_path / "any.bin")
     for name, parameter in model.named_parameters():
@@ -120,7 +122,7 @@ def test_some_rows_of_a_tensor_are_those_of_the_whole(tmp_path, version, group):
     if version:
         path.write_bytes(export_like(meta_names(model), model.config, version, group))
     else:
-        write_llama2c(model.state_dict(), model.config, path)
+        write_llama2c(Held(model.state_dict()), model.config, path)
     source = Llama2cSource(path)
     for name, shape in source.shapes.items():
         whole = source.rows(name, 0, shape[0])
@@ -174,6 +176,11 @@ REFUSED = {
     "bias": ({"qkv_bias": True, "family": "qwen2"}, "attention bias is True, it computes with False"),
     "head_dim": ({"head_dim": 16}, "head_dim is 16, it computes with 8"),
     "window": ({"windows": (8, 8), "family": "mistral"}, "attention has a sliding window, it has none"),
+    "norms": ({"qk_norm": "head", "family": "qwen3"}, "it is no plain Llama: qk_norm"),
+    "caps": (
+        {"logit_cap": 30.0, "scaled_embeddings": True},
+        "it is no plain Llama: logit_cap, scaled_embeddings",
+    ),
 }
 
 
@@ -181,14 +188,14 @@ REFUSED = {
 def test_a_model_that_run_c_would_compute_otherwise_is_refused(tmp_path, case):
     changes, message = REFUSED[case]
     model = tiny(**changes)
-    found = refusal(write_llama2c, model.state_dict(), model.config, tmp_path / "model.bin")
+    found = refusal(write_llama2c, Held(model.state_dict()), model.config, tmp_path / "model.bin")
     assert found == f"llama2.c's program cannot run this model: {message}"
     assert not list(tmp_path.iterdir())
 
 
 def test_files_that_are_not_llama2cs_are_refused(tmp_path):
     model, path = tiny(), tmp_path / "model.bin"
-    write_llama2c(model.state_dict(), model.config, path)
+    write_llama2c(Held(model.state_dict()), model.config, path)
     whole = path.read_bytes()
     for content, message in (
         (whole[:-4], f"{path} has {len(whole) - 4:,} bytes, and its header makes it {len(whole):,}; it is"),

@@ -10,8 +10,9 @@ from llama2c_models import piece_tokenizer, pieces, tiny
 from tiny_data import refusal
 from tiny_tokenizer import tiny_tokenizer
 
-from tutelage.checkpoint.llama2c import write_llama2c
 from tutelage.checkpoint.llama2c_tokenizer import read_tokenizer_bin, write_tokenizer_bin
+from tutelage.checkpoint.llama2c_write import write_llama2c
+from tutelage.checkpoint.streamed import Held
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.data.stories.plots import story
 from tutelage.text.tokenizer import Tokenizer
@@ -49,7 +50,7 @@ def test_a_vocabulary_comes_back_as_it_was(tmp_path):
     spm, tokenizer = pieces(), piece_tokenizer()
     write_tokenizer_bin(tokenizer, tmp_path / "tokenizer.bin", vocab_size=tokenizer.size)
     model = tiny()
-    write_llama2c(model.state_dict(), model.config, tmp_path / "model.bin")
+    write_llama2c(Held(model.state_dict()), model.config, tmp_path / "model.bin")
     shutil.copy(tmp_path / "tokenizer.bin", tmp_path / "tok500.bin")
     for name in ("", "tokenizer.bin", "tok500.bin", "model.bin"):
         path = tmp_path / name

@@ -147,6 +147,18 @@ COMMANDS = {
     "data stats": Command(
         "data_stats", "DataStatsConfig", "count rows, lengths, roles, what is cut and what comes twice"
     ),
+    "data convert": Command(
+        "data_convert",
+        "DataConvertConfig",
+        "write records of any shape as JSON lines of one",
+        positional="input",
+    ),
+    "data import": Command(
+        "data_import",
+        "DataImportConfig",
+        "turn older programs' data files (.pkl, .npy, .bin) into ours",
+        positional="data_path",
+    ),
     "data show": Command(
         "data_show", "DataShowConfig", "print samples in colour: what is learned and what is not"
     ),

@@ -5,7 +5,6 @@ that of Llama 2 without grouped queries, with a head for language (lm_head) or f
 """
 
 import json
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,17 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tutelage.checkpoint.aside import written_aside
 from tutelage.checkpoint.json_file import read_object
-from tutelage.checkpoint.llama2c import META_NAMES
+from tutelage.checkpoint.meta_names import from_meta
+from tutelage.checkpoint.meta_params import PARAMS
+from tutelage.checkpoint.meta_tensors import meta_tensors
 from tutelage.checkpoint.peft_config import is_number
-from tutelage.checkpoint.rotary import halves_to_pairs, rows_as_halves
-from tutelage.checkpoint.source import EMBEDDING, HEAD
-from tutelage.checkpoint.tensor_pickle import read_tensors
+from tutelage.checkpoint.rotary import rows_as_halves
+from tutelage.checkpoint.source import EMBEDDING, Source
+from tutelage.checkpoint.torch_file import HeldTensor, StoredTensor, read_state
+from tutelage.checkpoint.torch_file_write import write_torch
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.score import PARAMETER as SCORE
 
-PARAMS = "params.json"
 _THETA, _EPS, _POSITIONS, _MULTIPLE = 10000.0, 1e-5, 2048, 256  # its own, where params.json is silent
 _BOS, _EOS = 1, 2  # of Llama 2's vocabulary
 _OUTSIDE = {  # of blocks: its names -> here
@@ -33,25 +35,6 @@ _OUTSIDE = {  # of blocks: its names -> here
     "lm_head": "lm_head",
     "scalar_head": "score",
 }
-_INSIDE = {
-    meta: ours for meta, ours in META_NAMES.items() if meta not in ("tok_embeddings", "norm", "output")
-}
-_TO_THEIRS = {ours: theirs for theirs, ours in (_OUTSIDE | _INSIDE).items()}
-
-
-def find_instructllama(path: Path) -> Path | None:
-    """The .pth beside params.json that `path` is, or that a directory without another model holds alone."""
-    directory = path.parent if path.is_file() else path
-    if not (directory / PARAMS).is_file():
-        return None
-    if path.is_file():
-        return path if path.suffix == ".pth" else None
-    if any(True for pattern in ("config.json", "*.safetensors", "*.gguf") for _ in path.glob(pattern)):
-        return None
-    found = sorted(path.glob("*.pth"))
-    if len(found) > 1:
-        raise UserError(f"{path} holds {len(found)} .pth files; give one: {', '.join(f.name for f in found)}")
-    return found[0] if found else None
 
 
 class InstructLlamaSource:
@@ -75,32 +58,26 @@ class InstructLlamaSource:
         return self._rows(name, start, stop)
 
     def _rows(self, name: str, start: int, stop: int) -> Tensor:
-        return self._tensors[name][start:stop]
+        return self._tensors[name].rows(start, stop)
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _tensors(path: Path) -> dict[str, StoredTensor | HeldTensor]:
     """By our names; what is no part of a model with one head is refused."""
-    state = read_tensors(path)
+    state = read_state(path)
     if any("lora_" in name for name in state):
         raise UserError(f"{path} holds LoRA weights apart from the model's; merge them into it first")
     if {"lm_head.weight", "scalar_head.weight"} <= state.keys():
         raise UserError(f"{path} has two heads (head_type dual_head); a model has one here")
     bias = state.pop("scalar_head.bias", None)
-    if bias is not None and bias.any():
-        raise UserError(f"{path}: scalar_head.bias is {float(bias):.3g}; a score head has none here")
-    return {_here(name, path): tensor for name, tensor in state.items()}
-
-
-def _here(name: str, path: Path) -> str:
-    """`layers.3.attention.wq.weight` -> `model.layers.3.self_attn.q_proj.weight`."""
-    kind, _, last = name.rpartition(".")
-    if kind.startswith("layers."):
-        _, layer, kind = kind.split(".", 2)
-        if kind in _INSIDE:
-            return f"model.layers.{layer}.{_INSIDE[kind]}.{last}"
-    elif kind in _OUTSIDE:
-        return f"{_OUTSIDE[kind]}.{last}"
-    raise UserError(f"{path} holds {name}, which is no part of a model of InstructLLaMA")
+    if bias is not None and (value := bias.whole()).any():
+        raise UserError(f"{path}: scalar_head.bias is {float(value):.3g}; a score head has none here")
+    named = {}
+    for name, tensor in state.items():
+        ours = from_meta(name, _OUTSIDE)
+        if ours is None:
+            raise UserError(f"{path} holds {name}, which is no part of a model of InstructLLaMA")
+        named[ours] = tensor
+    return named
 
 
 def _config(shapes: Mapping[str, tuple[int, ...]], values: dict[str, Any], path: Path) -> ModelConfig:
@@ -132,18 +109,10 @@ def _config(shapes: Mapping[str, tuple[int, ...]], values: dict[str, Any], path:
     )
 
 
-def write_instructllama(state: Mapping[str, Tensor], config: ModelConfig, path: Path) -> None:
-    """Write `path`, a .pth, in the dtype of `state`, and then params.json beside it; UserError for a model
-    that its program would compute otherwise.
-    """
+def write_instructllama(source: Source, config: ModelConfig, path: Path, *, dtype: torch.dtype) -> None:
+    """Write `path`, a .pth, and then params.json beside it; UserError for what its program cannot run."""
     refuse_what_it_cannot(config)
-    theirs = {}
-    for name, tensor in state.items():
-        rows = tensor.detach().cpu()
-        turned = halves_to_pairs(rows, config.head_dim) if "q_proj" in name or "k_proj" in name else rows
-        theirs[_there(name)] = turned.contiguous().clone()
-    if config.tied:
-        theirs[_there(HEAD)] = theirs[_there(EMBEDDING)].clone()
+    tensors = meta_tensors(source, config, dtype, outside=_OUTSIDE)
     values = {
         "dim": config.dim,
         "n_layers": config.n_layers,
@@ -154,12 +123,10 @@ def write_instructllama(state: Mapping[str, Tensor], config: ModelConfig, path: 
         "max_seq_len": config.max_positions,
         "head_type": "lm_head" if config.head == "lm" else "scalar_head",
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (path.parent / PARAMS).unlink(missing_ok=True)  # where it is present, the model is whole
-    aside = path.with_name(path.name + ".partial")
-    torch.save(theirs, aside)
-    os.replace(aside, path)
-    (path.parent / PARAMS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    size = sum(tensor.n_bytes for tensor in tensors)
+    with written_aside(path.parent, size, last=PARAMS) as aside:
+        write_torch(tensors, aside / path.name)
+        (aside / PARAMS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def refuse_what_it_cannot(config: ModelConfig) -> None:
@@ -179,6 +146,8 @@ def refuse_what_it_cannot(config: ModelConfig) -> None:
         problems.append(f"intermediate_size is {config.ffn_dim}, it has at least {_least_ffn(config)}")
     if any(window and window < config.max_positions for window in config.windows or ()):
         problems.append("attention has a sliding window, it has none")
+    if config.unlike_llama:
+        problems.append(f"it is no plain Llama: {', '.join(config.unlike_llama)}")
     if config.role_embeddings:
         problems.append("what is added to a token depends on whose it is, it has no role embeddings")
     if problems:
@@ -193,12 +162,3 @@ def _multiple(config: ModelConfig) -> int:
     """What it rounds two thirds of 4 dim up to a multiple of, which must give this model's width."""
     rounded = -(-_least_ffn(config) // _MULTIPLE) * _MULTIPLE
     return _MULTIPLE if rounded == config.ffn_dim else config.ffn_dim
-
-
-def _there(name: str) -> str:
-    """What `_here` undoes."""
-    kind, _, last = name.rpartition(".")
-    if kind.startswith("model.layers."):
-        _, _, layer, kind = kind.split(".", 3)
-        return f"layers.{layer}.{_TO_THEIRS[kind]}.{last}"
-    return f"{_TO_THEIRS[kind]}.{last}"

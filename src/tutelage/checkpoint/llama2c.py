@@ -1,42 +1,33 @@
-"""llama2.c's models (https://github.com/karpathy/llama2.c): .bin files, read and written, and ckpt.pt, read.
+"""llama2.c's models (https://github.com/karpathy/llama2.c), read: .bin files, and ckpt.pt of its train.py.
 
 Version 0, which run.c reads, and version 1 hold float32; version 2, of runq.c, int8 in groups with a scale.
 """
 
-import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage.checkpoint.rotary import halves_to_pairs, rows_as_halves
-from tutelage.checkpoint.source import EMBEDDING, HEAD, parameter_shapes
+from tutelage.checkpoint.meta_names import from_meta
+from tutelage.checkpoint.rotary import rows_as_halves
+from tutelage.checkpoint.source import EMBEDDING, HEAD, parameter_shapes, same_rows
+from tutelage.checkpoint.torch_file import Inert, read_torch
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
-from tutelage.model.rope import frequencies
 
-_MAGIC, _HEADER_BYTES = 0x616B3432, 256  # of versions 1 and 2
-_THETA, _EPS, _BOS, _EOS = 10000.0, 1e-5, 1, 2  # what run.c takes for granted
+MAGIC, HEADER_BYTES = 0x616B3432, 256  # of versions 1 and 2
+THETA, EPS, _BOS, _EOS = 10000.0, 1e-5, 1, 2  # what run.c takes for granted
 _ATTENTION_NORM, _FFN_NORM = "input_layernorm", "post_attention_layernorm"
 _ATTENTION = tuple(f"self_attn.{kind}_proj" for kind in "qkvo")
 _FFN = ("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")  # w1, w2, w3
 _NORM = "model.norm.weight"
-META_NAMES = {  # in ckpt.pt and other files in the manner of Meta -> here
-    "tok_embeddings": "model.embed_tokens",
-    "norm": "model.norm",
-    "output": "lm_head",
-    "attention_norm": _ATTENTION_NORM,
-    "ffn_norm": _FFN_NORM,
-    **dict(zip(("attention.wq", "attention.wk", "attention.wv", "attention.wo"), _ATTENTION, strict=True)),
-    **dict(zip(("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"), _FFN, strict=True)),
-}
 
 
 def find_llama2c(path: Path) -> Path | None:
@@ -100,8 +91,8 @@ class _Binary:
                 head_dim=dim // n_heads,
                 ffn_dim=ffn_dim,
                 max_positions=max_positions,
-                norm_eps=_EPS,
-                rope_theta=_THETA,
+                norm_eps=EPS,
+                rope_theta=THETA,
                 tied=tied,
                 bos=_BOS,
                 eos=(_EOS, _BOS),  # stories follow each other after BOS, at which run.c stops too
@@ -116,7 +107,7 @@ class _Binary:
             )
         shapes = parameter_shapes(self.config)
         self.stored: dict[str, _Stored] = {}
-        for name in _order(version, self.config):
+        for name in in_order(version, self.config):
             if name is None:  # rotary tables, which are computed anew
                 start += 4 * max_positions * (dim // n_heads)
                 continue
@@ -149,23 +140,26 @@ class _Checkpoint:
     """A ckpt.pt, as llama2.c's train.py writes it; nothing in it is ever run."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            state, args = content["model"], content["model_args"]
-            self.tensors = {_here(name): tensor for name, tensor in state.items() if "freqs_" not in name}
-            ffn_dim = self.tensors["model.layers.0.mlp.gate_proj.weight"].shape[0]
-        except Exception as error:  # of pickle, zip and torch, of many kinds
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{path} is not a ckpt.pt of llama2.c, with model and model_args, plain numbers in both "
-                f"({type(error).__name__}: {reason})"
-            ) from error
+        content = read_torch(path)
+        state, args = (
+            content.get(key) if isinstance(content, dict) else None for key in ("model", "model_args")
+        )
+        args = vars(args) if isinstance(args, Inert) else args
+        if not isinstance(state, dict) or not isinstance(args, dict):
+            raise UserError(f"{path} is not a ckpt.pt of llama2.c, which has model and model_args")
         if any("parametrizations" in name for name in state):
             raise UserError(f"{path} holds LoRA weights apart from the model's; merge them into it first")
+        self.tensors = {_here(name, path): value for name, value in state.items() if "freqs_" not in name}
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        for key in ("dim", "n_layers", "n_heads", "vocab_size", "max_seq_len"):
+            if not isinstance(args.get(key), int) or args[key] < 1:
+                raise UserError(
+                    f"{path}: model_args has {key} = {args.get(key)!r}, wanted a whole number from 1"
+                )
         n_heads = args["n_heads"]
-        tied = HEAD not in self.tensors or torch.equal(self.tensors[HEAD], self.tensors[EMBEDDING])
+        tied = HEAD not in self.shapes or same_rows(self, HEAD, EMBEDDING)
         if tied:
-            self.tensors.pop(HEAD, None)
+            self.shapes.pop(HEAD, None)
         self.config = ModelConfig(
             vocab_size=args["vocab_size"],
             dim=args["dim"],
@@ -173,82 +167,39 @@ class _Checkpoint:
             n_heads=n_heads,
             n_kv_heads=args.get("n_kv_heads") or n_heads,
             head_dim=args["dim"] // n_heads,
-            ffn_dim=ffn_dim,
+            ffn_dim=self.shapes.get("model.layers.0.mlp.gate_proj.weight", (1,))[0],
             max_positions=args["max_seq_len"],
-            norm_eps=args.get("norm_eps", _EPS),
-            rope_theta=_THETA,
+            norm_eps=args.get("norm_eps", EPS),
+            rope_theta=THETA,
             tied=tied,
             bos=_BOS,
             eos=(_EOS, _BOS),
         )
-        self.dtype = self.tensors[EMBEDDING].dtype
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        self.dtype = self.tensors[EMBEDDING].dtype if EMBEDDING in self.tensors else torch.float32
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        return self.tensors[name][start:stop]
+        return self.tensors[name].rows(start, stop)
 
 
-def write_llama2c(state: Mapping[str, Tensor], config: ModelConfig, path: Path) -> None:
-    """Write a .bin file of version 0, which run.c runs; UserError for a model that it cannot run."""
-    refuse_other_arithmetic(config)
-    aside = path.with_name(path.name + ".partial")
-    vocabulary = config.vocab_size if config.tied else -config.vocab_size  # the sign says if the head is tied
-    with aside.open("wb") as file:
-        numbers = (config.dim, config.ffn_dim, config.n_layers, config.n_heads, config.n_kv_heads)
-        file.write(struct.pack("<7i", *numbers, vocabulary, config.max_positions))
-        for name in _order(0, config):
-            if name is None:
-                angles = torch.outer(
-                    torch.arange(config.max_positions), frequencies(config.head_dim, _THETA)
-                )  # (T, C / 2)
-                _write(file, angles.cos())
-                _write(file, angles.sin())
-                continue
-            rows = state[name].detach().float()
-            interleaved = "q_proj" in name or "k_proj" in name
-            _write(file, halves_to_pairs(rows, config.head_dim) if interleaved else rows)
-    os.replace(aside, path)
-
-
-def refuse_other_arithmetic(config: ModelConfig) -> None:
-    """Refuse a model that llama2.c's program would run, but compute otherwise."""
-    problems = [
-        f"{name} is {found!r}, it computes with {wanted!r}"
-        for name, found, wanted in (
-            ("rope_theta", config.rope_theta, _THETA),
-            ("rope_scaling", config.rope_scaling, None),
-            ("rms_norm_eps", config.norm_eps, _EPS),
-            ("attention bias", config.qkv_bias, False),
-            ("head_dim", config.head_dim, config.dim // config.n_heads),
-        )
-        if found != wanted
-    ]
-    if config.windows and any(window and window < config.max_positions for window in config.windows):
-        problems.append("attention has a sliding window, it has none")
-    if config.head == "score":
-        problems.append("it has a score head, and that program writes text")
-    if config.role_embeddings:
-        problems.append("what is added to a token depends on whose it is, it has no role embeddings")
-    if problems:
-        raise UserError("llama2.c's program cannot run this model: " + "; ".join(problems))
-
-
-def _write(file: BinaryIO, tensor: Tensor) -> None:
-    file.write(tensor.cpu().contiguous().numpy().astype("<f4").tobytes())
+def _here(name: str, path: Path) -> str:
+    ours = from_meta(name.removeprefix("_orig_mod."))
+    if ours is None:
+        raise UserError(f"{path} holds {name}, which is no part of a Llama")
+    return ours
 
 
 def _header(path: Path) -> tuple[int, bool, int, int, tuple[int, ...]]:
     """Version, whether the head is tied, numbers a scale, where weights begin, and the seven dimensions."""
     with path.open("rb") as file:
-        raw = file.read(_HEADER_BYTES)
-    if struct.unpack("<I", raw[:4])[0] != _MAGIC:
+        raw = file.read(HEADER_BYTES)
+    if struct.unpack("<I", raw[:4])[0] != MAGIC:
         numbers = struct.unpack("<7i", raw[:28])
         return 0, numbers[5] > 0, 1, 28, (*numbers[:5], abs(numbers[5]), numbers[6])
     version, *numbers = struct.unpack("<8i", raw[4:36])
     tied, group = struct.unpack("<Bi", raw[36:41])
     if version not in (1, 2):
         raise UserError(f"version {version}; supported are 0, 1 and 2")
-    return version, bool(tied), group if version == 2 else 1, _HEADER_BYTES, tuple(numbers)
+    return version, bool(tied), group if version == 2 else 1, HEADER_BYTES, tuple(numbers)
 
 
 def _size(version: int, group: int, config: ModelConfig) -> int:
@@ -262,7 +213,7 @@ def _size(version: int, group: int, config: ModelConfig) -> int:
     return 4 * norms + matrices + 4 * (matrices // group)
 
 
-def _order(version: int, config: ModelConfig) -> Iterator[str | None]:
+def in_order(version: int, config: ModelConfig) -> Iterator[str | None]:
     """The tensors in the order of the file; None stands for the rotary tables."""
 
     def every(kind: str) -> list[str]:
@@ -282,13 +233,3 @@ def _order(version: int, config: ModelConfig) -> Iterator[str | None]:
             yield from every(kind)
     if not config.tied:
         yield HEAD
-
-
-def _here(name: str) -> str:
-    """`_orig_mod.layers.3.attention.wq.weight` -> `model.layers.3.self_attn.q_proj.weight`."""
-    kind = name.removeprefix("_orig_mod.").removesuffix(".weight")
-    prefix = ""
-    if kind.startswith("layers."):
-        _, layer, kind = kind.split(".", 2)
-        prefix = f"model.layers.{layer}."
-    return f"{prefix}{META_NAMES.get(kind, kind)}.weight"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import UserError
-from tutelage.model.config import ARCHITECTURES, ModelConfig
+from tutelage.model.config import ModelConfig
+from tutelage.model.families import FAMILIES
 from tutelage.model.quantize import Quantization, QuantizedLinear, quantizable
 from tutelage.model.score import PARAMETER as SCORE
 from tutelage.model.transformer import Transformer
@@ -85,7 +86,7 @@ def fill(
         if path not in quantized:
             module.to_empty(device=device, recurse=False)
             for name, parameter in module.named_parameters(path, recurse=False):
-                _read(source, name, parameter)
+                read_into(parameter, source, name)
     if quantization:
         _fill_quantized(model, quantized, source, device, quantization)
     if config.tied and HEAD in source.shapes:
@@ -110,18 +111,25 @@ def _fill_quantized(
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         weight = room[: linear.weight.numel()].view(linear.weight.shape)
-        _read(source, f"{name}.weight", weight)
+        read_into(weight, source, f"{name}.weight")
         bias = linear.bias
         if bias is not None:
             bias = nn.Parameter(torch.empty_like(bias, device=device))
-            _read(source, f"{name}.bias", bias)
+            read_into(bias, source, f"{name}.bias")
         model.set_submodule(name, QuantizedLinear(weight, bias, quantization))
 
 
 @torch.no_grad()
-def _read(source: Source, name: str, into: Tensor) -> None:
+def read_into(into: Tensor, source: Source, name: str) -> None:
+    """Put the tensor `name` there, a few rows at a time."""
     for start, stop in pieces(into.shape):
-        into[start:stop].copy_(source.rows(name, start, stop))
+        rows = source.rows(name, start, stop)
+        into[start:stop].copy_(rows)
+        if not all(bound.isfinite() for bound in rows.aminmax()):  # a tenth of the work of isfinite on all
+            raise UserError(
+                f"{source.where}: {name} has NaN or infinity among its weights (rows {start:,} to {stop:,}): "
+                "the file is damaged, or its training went wrong; no such model is loaded"
+            )
 
 
 def pieces(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -139,18 +147,36 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _check_head_is_embedding(source: Source) -> None:
-    for start, stop in pieces(source.shapes[HEAD]):
-        if not torch.equal(source.rows(HEAD, start, stop), source.rows(EMBEDDING, start, stop)):
-            raise UserError(
-                f"{source.where}: lm_head.weight differs from model.embed_tokens.weight, but config.json has "
-                "tie_word_embeddings = true; set it to false to use both, or remove lm_head.weight"
-            )
+    if not same_rows(source, HEAD, EMBEDDING):
+        raise UserError(
+            f"{source.where}: lm_head.weight differs from model.embed_tokens.weight, but config.json has "
+            "tie_word_embeddings = true; set it to false to use both, or remove lm_head.weight"
+        )
+
+
+class HasRows(Protocol):
+    """A source, or what is to become one."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start..stop of the tensor `name`."""
+        ...
+
+
+def same_rows(source: HasRows, one: str, other: str) -> bool:
+    """Whether two tensors are equal; read until they are not."""
+    return source.shapes[one] == source.shapes[other] and all(
+        torch.equal(source.rows(one, *piece), source.rows(other, *piece))
+        for piece in pieces(source.shapes[one])
+    )
 
 
 def _hint(config: ModelConfig, missing: list[str]) -> str:
     """What in config.json may ask for more than there is."""
     if SCORE in missing:
-        return f" (a language model's config.json names the architecture {ARCHITECTURES[config.family]})"
+        wanted = FAMILIES[config.family].architecture
+        return f" (a language model's config.json names the architecture {wanted})"
     if missing == [ROLES]:
         return " (for a fresh table set use_role_embeddings = false in config.json, and give sft the flag)"
     if HEAD not in missing or config.tied:

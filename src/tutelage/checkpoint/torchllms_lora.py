@@ -13,25 +13,29 @@ from torch import Tensor
 
 from tutelage.checkpoint.adapter import LowRank, StoredAdapter
 from tutelage.checkpoint.json_file import read_object
-from tutelage.checkpoint.llama2c import META_NAMES
+from tutelage.checkpoint.meta_names import from_meta, to_meta
 from tutelage.checkpoint.peft_config import is_number
 from tutelage.checkpoint.rotary import halves_to_pairs, pairs_to_halves
-from tutelage.checkpoint.tensor_pickle import read_tensors
+from tutelage.checkpoint.torch_file import read_tensors
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.score import PARAMETER as SCORE
 
 ARGS = "lora_args.json"
-_OURS_TO_META = {ours: meta for meta, ours in META_NAMES.items()}
 _ROLES = "role_embeddings"
 _FINAL, _STEP = "model_final.pth", re.compile(r"model_(\d+)\.pth")
 
 
 def read_torchllms(path: Path, config: ModelConfig) -> StoredAdapter:
-    """The adapter in a .pth beside whose name lora_args.json lies; `config` is the base model's."""
-    values = _args(path.parent / ARGS)
-    rank, scale = values["lora_rank"], values["lora_alpha"] / values["lora_rank"]
+    """The adapter in a .pth beside which lora_args.json lies, or the part of a model in one without it.
+
+    `config` is the base model's.
+    """
     state = read_tensors(path)
+    values = {"lora_rank": 1, "lora_alpha": 1.0} if is_part(path) else _args(path.parent / ARGS)
+    rank, scale = values["lora_rank"], values["lora_alpha"] / values["lora_rank"]
+    if is_part(path) and any(".lora_" in name for name in state):
+        raise UserError(f"{path} holds LoRA weights, and no {ARGS} beside it says how to merge them")
     parts: dict[str, dict[str, Tensor]] = {}
     full: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -66,6 +70,16 @@ def find_torchllms(path: Path) -> Path | None:
         return None
     if path.is_file():
         return path if path.suffix == ".pth" else None
+    return newest(directory)
+
+
+def is_part(path: Path) -> bool:
+    """Whether `path` may be what torchllms trained of a model in full: a .pth without lora_args.json."""
+    return path.is_file() and path.suffix == ".pth" and not (path.parent / ARGS).is_file()
+
+
+def newest(directory: Path) -> Path | None:
+    """What a run of torchllms ended with, or the last that it saved on the way."""
     if (directory / _FINAL).is_file():
         return directory / _FINAL
     steps = {int(match[1]): p for p in directory.iterdir() if (match := _STEP.fullmatch(p.name))}
@@ -133,8 +147,6 @@ def _turned(layer: str, tensor: Tensor, config: ModelConfig, order) -> Tensor:
     """Rows of query and key projections, and values of their biases, in the other order."""
     if not layer.endswith((".q_proj", ".k_proj")):
         return tensor
-    if tensor.ndim == 1:
-        return order(tensor[:, None], config.head_dim)[:, 0]
     return order(tensor, config.head_dim)
 
 
@@ -143,17 +155,13 @@ def _is_embedding(layer: str) -> bool:
 
 
 def _from_meta(layer: str, path: Path) -> str:
-    block = re.fullmatch(r"layers\.(\d+)\.(.+)", layer)
-    name = block[2] if block else layer
-    if name == _ROLES:
-        return f"model.{_ROLES}"
-    if name not in META_NAMES:
+    ours = from_meta(f"{layer}.weight")
+    if ours is None:
         raise UserError(f"{path} holds {layer}, which is no part of a Llama")
-    return f"model.layers.{block[1]}.{META_NAMES[name]}" if block else META_NAMES[name]
+    return ours.removesuffix(".weight")
 
 
 def _to_meta(layer: str) -> str:
-    block = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", layer)
-    if block:
-        return f"layers.{block[1]}.{_OURS_TO_META[block[2]]}"
-    return _ROLES if layer == f"model.{_ROLES}" else _OURS_TO_META[layer]
+    theirs = to_meta(f"{layer}.weight")
+    assert theirs is not None, f"{layer} has no name of Meta's"
+    return theirs.removesuffix(".weight")

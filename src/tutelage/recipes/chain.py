@@ -13,12 +13,15 @@ from tutelage.checkpoint.hf import (
     is_adapter,
     load_config,
     load_model,
+    open_source,
     read_adapter,
 )
 from tutelage.checkpoint.hub import local_path
 from tutelage.checkpoint.json_file import read_object
 from tutelage.checkpoint.note import read_note
 from tutelage.checkpoint.peft import CONFIG as ADAPTER_CONFIG
+from tutelage.checkpoint.source import Source
+from tutelage.checkpoint.torchllms_lora import is_part
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.merge import untie_
@@ -67,7 +70,7 @@ def chain_of(
         known = _trained_on(paths[0], seen)
         return Chain(known.base, (*known.adapters, *paths), known.name)
     for name, path in zip(ckpt_paths[1:], paths[1:], strict=True):
-        if not is_adapter(path):
+        if not is_adapter(path) and not is_part(path):
             if path.is_dir() and not (path / "config.json").exists():
                 raise UserError(f"{name} holds neither a model nor an adapter")
             raise UserError(
@@ -86,6 +89,13 @@ def shape_of(chain: Chain) -> ModelConfig:
     eos = shape.eos if note.eos is None else note.eos
     pad = shape.pad if note.pad is None else note.pad
     return replace(shape, eos=eos, pad=pad, max_positions=note.max_positions or shape.max_positions)
+
+
+def open_chain(chain: Chain, *, force: bool = False) -> tuple[ModelConfig, Source]:
+    """What `load_chain` would load, as a source: every row is read, and merged, when it is asked for."""
+    config, source = open_source(chain.base, chain.adapters, force=force)
+    shape = shape_of(chain)
+    return replace(config, eos=shape.eos, pad=shape.pad, max_positions=shape.max_positions), source
 
 
 def load_chain(

@@ -15,6 +15,7 @@ alone, as adapter_model.safetensors and adapter_config.json, or as model_final.p
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,30 +24,54 @@ from typing import TYPE_CHECKING, Literal
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
-    from tutelage.model.transformer import Transformer
     from tutelage.recipes.chain import Chain
-    from tutelage.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvertConfig:
     ckpt_paths: tuple[
         str, ...
-    ]  # an HF directory, a run's --output_dir, a hub id, a .gguf, llama2.c or .pth file; then adapters
+    ]  # an HF directory, a run's --output_dir, a hub id, a .gguf, .bin, .pt or .pth file; then adapters
     force: bool = False  # merge an adapter into a model that it was not trained on
     tokenizer: str | None = None  # directory or tokenizer.bin of the tokenizer; default: the model's own
     output: Path  # directory to write
-    format: Literal["hf", "llama2c", "instructllama", "peft", "torchllms"] = "hf"
+    format: Literal[
+        "hf",
+        "meta",
+        "torchllms",
+        "litgpt",
+        "llama2c",
+        "llama2c_v1",
+        "llama2c_v2",
+        "llama2c_pt",
+        "instructllama",
+        "peft",
+    ] = "hf"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of the weights; auto: as they are stored
+    max_shard_size: str = "5GB"  # of a file of format hf
+    model_parallel: int = 1  # devices that format meta cuts the model for
     fold: bool = False  # put role embeddings into the other weights: cannot be done, and says why
+    verify: bool = False  # read the files back and compare what they answer, one block in memory at a time
     overwrite: bool = False  # replace a model that is already in output
 
     def __post_init__(self) -> None:
         problems = []
         if not self.ckpt_paths:
             problems.append("ckpt_paths names no model")
-        if self.format not in ("hf", "instructllama") and self.precision not in ("auto", "fp32"):
-            problems.append(f"precision is {self.precision}, but files of format {self.format} hold fp32")
+        if self.format in _FP32 and self.precision not in ("auto", "fp32"):
+            problems.append(
+                f"precision is {self.precision}, but files of format {self.format} hold {_FP32[self.format]}"
+            )
+        if bytes_in(self.max_shard_size) is None:
+            problems.append(
+                f"max_shard_size is {self.max_shard_size!r}, wanted a size like 5GB, 500MB or 2GiB"
+            )
+        if self.model_parallel < 1:
+            problems.append(f"model_parallel is {self.model_parallel}, wanted a number from 1")
+        if self.model_parallel > 1 and self.format != "meta":
+            problems.append(f"model_parallel cuts files of format meta, and format is {self.format}")
+        if self.verify and self.format == "peft":
+            problems.append("verify compares models, and format peft is an adapter")
         if self.fold:
             problems.append(
                 "fold: role embeddings cannot go into other weights: what they add depends on whose the "
@@ -56,53 +81,58 @@ class ConvertConfig:
             raise UserError("\n  ".join(problems))
 
 
+_FP32 = {"llama2c": "fp32", "llama2c_v1": "fp32", "llama2c_v2": "int8 and fp32", "peft": "fp32"}
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def bytes_in(size: str) -> int | None:
+    """How many bytes `5GB` or `2GiB` are; None if it is no size."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]I?B)?", size.strip().upper())
+    found = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+    return found or None
+
+
 def run(config: ConvertConfig) -> None:
     """Load, write, and say how to go on."""
     import torch
 
-    from tutelage.checkpoint.hf import save_model
-    from tutelage.checkpoint.instructllama import refuse_what_it_cannot
-    from tutelage.checkpoint.llama2c import refuse_other_arithmetic
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.model.roles import NOTE
-    from tutelage.recipes.chain import chain_of, load_chain, shape_of
-    from tutelage.recipes.merging import padded_as_trained
+    from tutelage.recipes.chain import chain_of, open_chain
+    from tutelage.recipes.converting import FORMATS, Conversion, verified
 
     chain = chain_of(config.ckpt_paths)
-    written = config.output / _LAST_WRITTEN[config.format]
-    if written.exists() and not config.overwrite:
-        raise UserError(f"{written} exists; give --overwrite to replace it, or another --output")
-    if config.format in ("peft", "torchllms"):
+    adapter_alone = config.format == "peft" or (config.format == "torchllms" and bool(chain.adapters))
+    adapters = {"peft": "adapter_config.json", "torchllms": "model_final.pth"}
+    last = adapters[config.format] if adapter_alone else FORMATS[config.format].last
+    if (config.output / last).exists() and not config.overwrite:
+        raise UserError(f"{config.output / last} exists; give --overwrite to replace it, or another --output")
+    if config.verify and config.output.resolve() == chain.base.resolve():
+        raise UserError("verify compares with the model as it was, and output replaces that; give another")
+    if adapter_alone:
         _write_adapter(chain, config)
         return
-    tokenizer = load_tokenizer(config.tokenizer or chain.text)
-    if config.format == "llama2c":
-        refuse_other_arithmetic(shape_of(chain))
-    if config.format == "instructllama":
-        refuse_what_it_cannot(shape_of(chain))
+    shape, source = open_chain(chain, force=config.force)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    model = load_chain(chain, dtype=dtypes.get(config.precision), force=config.force)
-    if config.format == "llama2c":
-        _write_llama2c(model, tokenizer, config.output)
-        return
-    if config.format == "instructllama":
-        _write_instructllama(model, tokenizer, config.output)
-        return
-    tokenizer, shape = padded_as_trained(tokenizer, model.config)
-    tokenizer.save(config.output)
-    save_model(model, shape, config.output, dtype=model.head_weight.dtype)
-    if model.config.role_embeddings:
+    shard_bytes = bytes_in(config.max_shard_size)
+    assert shard_bytes is not None
+    conversion = Conversion(
+        source=source,
+        shape=shape,
+        tokenizer=load_tokenizer(config.tokenizer or chain.text),
+        output=config.output,
+        dtype=torch.float32 if config.format in _FP32 else dtypes.get(config.precision, source.dtype),
+        shard_bytes=shard_bytes,
+        devices=config.model_parallel,
+    )
+    FORMATS[config.format].refuse(conversion)
+    FORMATS[config.format].write(conversion)
+    if config.verify:
+        verified(conversion, config.format)
+    if shape.role_embeddings and config.format == "hf":
         print(f"note: {NOTE}", file=sys.stderr)
-    print(f"{config.output}: {model.config.n_parameters:,} parameters, {model.config.dtype}", file=sys.stderr)
-
-
-_LAST_WRITTEN = {
-    "hf": "config.json",
-    "llama2c": "model.bin",
-    "instructllama": "params.json",
-    "peft": "adapter_config.json",
-    "torchllms": "model_final.pth",
-}
+    name = "int8" if config.format == "llama2c_v2" else str(conversion.dtype).removeprefix("torch.")
+    print(f"{config.output}: {shape.n_parameters:,} parameters, {name}", file=sys.stderr)
 
 
 def _write_adapter(chain: Chain, config: ConvertConfig) -> None:
@@ -134,32 +164,3 @@ def _write_adapter(chain: Chain, config: ConvertConfig) -> None:
         note = read_note(chain.adapters[-1])
         note_of(shape_of(chain), chain.adapters[:-1], note.rounding).write(config.output)
     print(f"{config.output}: {len(stored.layers)} layers' adapters", file=sys.stderr)
-
-
-def _write_llama2c(model: Transformer, tokenizer: Tokenizer, directory: Path) -> None:
-    from tutelage.checkpoint.llama2c import write_llama2c
-    from tutelage.checkpoint.llama2c_tokenizer import write_tokenizer_bin
-
-    directory.mkdir(parents=True, exist_ok=True)
-    write_tokenizer_bin(tokenizer, directory / "tokenizer.bin", vocab_size=model.config.vocab_size)
-    write_llama2c(model.state_dict(), model.config, directory / "model.bin")
-    print(
-        f"{directory}: go on with `./run {directory}/model.bin -z {directory}/tokenizer.bin`, "
-        "llama2.c's program",
-        file=sys.stderr,
-    )
-
-
-def _write_instructllama(model: Transformer, tokenizer: Tokenizer, directory: Path) -> None:
-    from tutelage.checkpoint.instructllama import write_instructllama
-
-    write_instructllama(model.state_dict(), model.config, directory / "model.pth")
-    if tokenizer.sentencepiece is not None:
-        (directory / "tokenizer.model").write_bytes(tokenizer.sentencepiece)
-    else:
-        print(
-            "note: InstructLLaMA reads SentencePiece's tokenizer.model, and this model has none; the tokens "
-            "it is to be given are those of the model's own tokenizer",
-            file=sys.stderr,
-        )
-    print(f"{directory}/model.pth: {model.config.n_parameters:,} parameters", file=sys.stderr)

@@ -1,0 +1,86 @@
+"""Models written as litgpt reads them: lit_model.pth and model_config.yaml."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from tutelage.checkpoint.aside import written_aside
+from tutelage.checkpoint.generation_config import write_generation_config
+from tutelage.checkpoint.litgpt import CONFIG, FIXED, FUSED, KINDS, NAMES, SCALING, WEIGHTS
+from tutelage.checkpoint.source import EMBEDDING, HEAD, Source, parameter_shapes
+from tutelage.checkpoint.streamed import Streamed, below_each_other
+from tutelage.checkpoint.torch_file_write import write_torch
+from tutelage.errors import UserError
+from tutelage.model.config import ModelConfig
+
+
+def write_litgpt(source: Source, config: ModelConfig, directory: Path, *, dtype: torch.dtype) -> None:
+    """Write lit_model.pth, and then model_config.yaml beside it; UserError for what has no place there."""
+    refuse_for_litgpt(config)
+    shapes = parameter_shapes(config)
+    theirs = {ours: name for name, ours in NAMES.items()}
+    tensors: list[Streamed] = []
+    for name, shape in shapes.items():
+        layer, _, last = name.rpartition(".")
+        prefix = ""
+        if layer.startswith("model.layers."):
+            _, _, number, layer = layer.split(".", 3)
+            prefix = f"transformer.h.{number}."
+        if layer.endswith(KINDS[0]):
+            parts = [name.replace(KINDS[0], kind) for kind in KINDS]
+            heights = [shapes[part][0] for part in parts]
+            rows = below_each_other([partial(source.rows, part) for part in parts], heights)
+            tensors.append(Streamed(f"{prefix}{FUSED}.{last}", (sum(heights), *shape[1:]), dtype, rows))
+        elif not layer.endswith(KINDS[1:]):
+            tensors.append(
+                Streamed(f"{prefix}{theirs[layer]}.{last}", shape, dtype, partial(source.rows, name))
+            )
+    if config.tied:  # its head is a matrix of its own
+        tensors.append(Streamed(HEAD, shapes[EMBEDDING], dtype, partial(source.rows, EMBEDDING)))
+    size = sum(tensor.n_bytes for tensor in tensors)
+    with written_aside(directory, size, last=CONFIG) as aside:
+        write_torch(tensors, aside / WEIGHTS)
+        write_generation_config(config, aside)
+        (aside / CONFIG).write_text(yaml.safe_dump(_written(config, directory.name)), encoding="utf-8")
+
+
+def refuse_for_litgpt(config: ModelConfig) -> None:
+    """Refuse what has no place in litgpt's files, naming everything at once."""
+    values = config.to_hf()
+    problems = []
+    if values["model_type"] not in ("llama", "mistral", "qwen2"):
+        problems.append(f"its family is {values['model_type']}, written are llama, mistral and qwen2")
+    if any(window and window < config.max_positions for window in config.windows or ()):
+        problems.append("attention has a sliding window, which is not written")
+    if config.head == "score":
+        problems.append("it has a score head, and litgpt's models write text")
+    if config.role_embeddings:
+        problems.append("what is added to a token depends on whose it is, it has no role embeddings")
+    if problems:
+        raise UserError("litgpt cannot run this model: " + "; ".join(problems))
+
+
+def _written(config: ModelConfig, name: str) -> dict[str, Any]:
+    scaling = config.rope_scaling
+    theta = int(config.rope_theta) if config.rope_theta == int(config.rope_theta) else config.rope_theta
+    settings: dict[str, Any] = {
+        "name": name,
+        "hf_config": {"org": "", "name": name},
+        "block_size": config.max_positions,
+        "n_layer": config.n_layers,
+        "n_embd": config.dim,
+        "vocab_size": config.vocab_size,
+        "padded_vocab_size": config.vocab_size,
+        "n_head": config.n_heads,
+        "head_size": config.head_dim,
+        "n_query_groups": config.n_kv_heads,
+        "attn_bias": config.qkv_bias,
+        "norm_eps": config.norm_eps,
+        "rope_base": theta,
+        "rope_adjustments": {key: scaling[ours] for key, ours in SCALING.items()} if scaling else None,
+        "intermediate_size": config.ffn_dim,
+    }
+    return settings | {key: allowed[0] for key, allowed in FIXED.items()}

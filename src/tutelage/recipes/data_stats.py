@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tutelage.data.cut import CutReport
+    from tutelage.data.paths import DataPath
     from tutelage.data.stats import Tally
     from tutelage.data.store import SampleStore
 
@@ -33,10 +34,13 @@ class DataStatsConfig:
     train_data_splits: tuple[
         str, ...
     ] = ()  # of each path that is a data set of the hub or local:; - for files
+    train_data_shapes: tuple[str, ...] = ()  # of each path, where its records do not say it
     train_num_samples: tuple[float, ...] = ()  # of each path: above 1 a count, up to 1 a share, -1 all
     val_data_paths: tuple[str, ...] = ()  # what is held out: counted too, and looked for in the training data
     val_data_splits: tuple[str, ...] = ()  # the same of each val path
+    val_data_shapes: tuple[str, ...] = ()
     val_num_samples: tuple[float, ...] = ()
+    data_fields: tuple[str, ...] = ()  # OLD=NEW, other names for keys, like question=instruction
     skip_bad_rows: bool = False  # count rows that cannot be used and go on without them
     num_data_workers: int = 1  # processes that encode
     cache_dir: Path | None = None  # of encoded data; default ~/.cache/tutelage
@@ -139,20 +143,23 @@ def run(config: DataStatsConfig) -> None:
 
 def _split(config: DataStatsConfig, name: Literal["train", "val"]) -> Split:
     """Read and count the training data, or what is held out."""
-    from tutelage.data.comparison import compares
     from tutelage.data.cut import cut
     from tutelage.data.dataset import encode_paths
-    from tutelage.data.saved import as_files
+    from tutelage.data.paths import find_data
+    from tutelage.data.sources import compares
 
     train = name == "train"
-    paths, amounts = (
-        (config.train_data_paths, config.train_num_samples)
-        if train
-        else (config.val_data_paths, config.val_num_samples)
+    amounts = config.train_num_samples if train else config.val_num_samples
+    files = find_data(
+        config.train_data_paths if train else config.val_data_paths,
+        config.train_data_splits if train else config.val_data_splits,
+        shapes=config.train_data_shapes if train else config.val_data_shapes,
+        fields=config.data_fields,
+        cache_dir=config.cache_dir,
+        log=_say,
+        flag=f"--{name}_data_splits",
     )
-    given = config.train_data_splits if train else config.val_data_splits
-    files = as_files(paths, given, cache_dir=config.cache_dir, log=_say, flag=f"--{name}_data_splits")
-    ranked = all(compares(Path(file.removeprefix("jsonl:"))) for file in files)
+    ranked = compares(files)
     split = _counted(files, amounts, name, ranked=ranked, skip_bad_rows=config.skip_bad_rows)
     if config.counts_with is None:
         return split
@@ -178,9 +185,11 @@ def _split(config: DataStatsConfig, name: Literal["train", "val"]) -> Split:
 
 
 def _counted(
-    files: list[str], amounts: tuple[float, ...], name: str, *, ranked: bool, skip_bad_rows: bool
+    files: list[DataPath], amounts: tuple[float, ...], name: str, *, ranked: bool, skip_bad_rows: bool
 ) -> Split:
-    from tutelage.data.read import Faults, parse_sources, scan
+    from tutelage.data.faults import Faults
+    from tutelage.data.read import sample_together, scan
+    from tutelage.data.sources import parse_sources
     from tutelage.data.stats import Tally
 
     if amounts and len(amounts) != len(files):
@@ -194,8 +203,10 @@ def _counted(
     if not skip_bad_rows:
         faults.refuse()
     tally = Tally()
-    for rows, amount in zip(scanned, amounts or [-1.0] * len(scanned), strict=True):
-        tally.add(rows.sample(amount, f"--{name}_num_samples"))
+    for number, amount in enumerate(amounts or [-1.0] * len(files)):
+        parts = [rows for rows in scanned if rows.source.number == number]
+        for rows in sample_together(parts, amount, str(files[number]), f"--{name}_num_samples"):
+            tally.add(rows)
     return Split(tally, faults.count)
 
 
@@ -234,7 +245,7 @@ def _example_lines(config: DataStatsConfig, tallies: dict[str, Tally]) -> list[s
         for rows in tally.places:
             first = load_rows(rows.source, rows.offsets[: config.num_samples])
             for line, row in zip(rows.lines, first, strict=False):
-                lines += ["", *example_lines(f"{rows.source.path}:{line}", list(said(row)))]
+                lines += ["", *example_lines(rows.source.place(line), list(said(row)))]
     return lines
 
 

@@ -65,6 +65,12 @@ PICKLES = {
     "a key that is a list": b"\x80\x04}]K\x02s.",
     "a state for a list": b"\x80\x04]]b.",
     "a call of text": b"\x80\x04\x8c\x02os)R.",
+    "one text spelled a thousand times": b"\x80\x02c_codecs\nencode\nq\x00X"
+    + struct.pack("<I", 1 << 20)
+    + b"a" * (1 << 20)
+    + b"q\x01(lq\x02"
+    + b"h\x00h\x01\x85Ra".replace(b"\x85", b"X\x06\x00\x00\x00latin1\x86") * 1000
+    + b".",
     "two values": b"\x80\x04K\x01K\x02.",
 }
 

@@ -94,7 +94,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 def _here(name: str, path: Path) -> str:
     """`layers.3.attention.wq.weight` -> `model.layers.3.self_attn.q_proj.weight`."""
     kind, _, last = name.rpartition(".")
-    if kind.startswith("layers."):
+    if kind.startswith("layers.") and kind.count(".") > 1:
         _, layer, kind = kind.split(".", 2)
         if kind in _INSIDE:
             return f"model.layers.{layer}.{_INSIDE[kind]}.{last}"

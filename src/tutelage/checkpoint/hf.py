@@ -26,6 +26,7 @@ from tutelage.checkpoint.peft import CONFIG as ADAPTER_CONFIG
 from tutelage.checkpoint.peft import read_peft
 from tutelage.checkpoint.shards import INDEX, SINGLE, Shards
 from tutelage.checkpoint.source import Source, check, fill, parameter_shapes
+from tutelage.checkpoint.text_part import text_values, text_weights
 from tutelage.checkpoint.tokenizer import find_gguf
 from tutelage.checkpoint.torchllms_lora import find_torchllms, read_torchllms
 from tutelage.errors import UserError
@@ -54,7 +55,7 @@ def read_config(where: Path) -> ModelConfig:
             f"{where}: auto_map asks to run Python code that came with the model, which is never done; "
             "if the model is a plain one of its model_type, remove auto_map"
         )
-    return ModelConfig.from_hf(values, where=str(where))
+    return ModelConfig.from_hf(text_values(values), where=str(where))
 
 
 def check_files(path: str | Path) -> None:
@@ -137,7 +138,7 @@ def _open_base(path: Path) -> tuple[ModelConfig, Source]:
     elif gguf := find_gguf(path):
         config, source = gguf_config(gguf), GGUFSource(gguf)
     else:
-        config, source = _config_of_directory(path), Shards(path)
+        config, source = _config_of_directory(path), text_weights(Shards(path))
     check(config, source)
     return config, source
 

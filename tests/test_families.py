@@ -76,6 +76,17 @@ def test_greedy_texts_are_those_of_transformers(name):
     assert [each.tokens for each in found] == wanted
 
 
+def test_a_long_text_that_ends_early_leaves_shorter_ones_their_rotary_factors():
+    """The first ends with its first token; the others are within the original context to their end."""
+    prompts = [some_tokens(1, n, seed=n)[0].tolist() for n in (CONTEXT + 8, 12, 9)]
+    model, greedy = ours("Phi-3 128k"), Sampling(temperature=0)
+    settings = {"max_new_tokens": 8, "stop": set()}
+    together = generate(model, prompts, greedy, on_token=lambda prompt, token: prompt == 0, **settings)
+    assert [len(each.tokens) for each in together] == [1, 8, 8]
+    for prompt, found in zip(prompts[1:], together[1:], strict=True):
+        assert found == generate(model, [prompt], greedy, **settings)[0]
+
+
 @each_model
 def test_files_are_the_same_bytes_once_loaded_and_saved(name, tmp_path):
     theirs = oracle(name)

@@ -5,13 +5,8 @@ from typing import Any
 from tutelage.checkpoint.gguf_file import Header
 from tutelage.errors import UserError
 from tutelage.text import sentencepiece_model
+from tutelage.text.byte_level import CUTS, byte_level
 from tutelage.text.sentencepiece_model import Kind, Vocabulary, added_tokens, beginning
-
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
 def tokenizer_parts(header: Header) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -70,45 +65,14 @@ def _named(settings: dict[str, Any], tokens: list[str], key: str) -> str | None:
 def _byte_level(header: Header, tokens: list[str], kinds: list[int]) -> dict[str, Any]:
     """GPT-2's BPE over bytes; what differs from model to model is how text is cut before."""
     name = header.settings.get("tokenizer.ggml.pre")
-    cuts = {
-        "gpt-2": [_bytes(cut=True)],
-        "smollm": [{"type": "Digits", "individual_digits": True}, _bytes(cut=True)],
-        "llama-bpe": [_split(_LLAMA3), _bytes(cut=False)],
-        "qwen2": [_split(_QWEN2), _bytes(cut=False)],
-    }
-    if name not in cuts:
+    if name not in CUTS:
         raise UserError(
             f"{header.path}: its tokenizer cuts text in the way {name!r}, which is not supported; "
-            f"supported are {', '.join(cuts)}"
+            f"supported are {', '.join(CUTS)}"
         )
-    return {
-        "normalizer": {"type": "NFC"} if name == "qwen2" else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": cuts[name]},
-        "post_processor": None,
-        "decoder": _bytes(cut=True),
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": name == "llama-bpe",  # a cut that is a token is taken whole
-            "vocab": {content: token for token, content in enumerate(tokens) if kinds[token] != Kind.UNUSED},
-            "merges": header.settings[
-                "tokenizer.ggml.merges"
-            ],  # each "left right", which the library reads too
-        },
-    }
-
-
-def _bytes(*, cut: bool) -> dict[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": cut}
-
-
-def _split(pattern: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    ids = {content: token for token, content in enumerate(tokens) if kinds[token] != Kind.UNUSED}
+    merges = header.settings["tokenizer.ggml.merges"]  # each "left right", which the library reads too
+    return byte_level(ids, merges, CUTS[name])
 
 
 def _sentencepiece(header: Header, tokens: list[str], kinds: list[int]) -> dict[str, Any]:

@@ -21,6 +21,18 @@ def read_settings(directory: Path) -> dict[str, Any]:
     return settings
 
 
+def added_beside(settings: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """The settings with what an added_tokens.json numbers, as directories without tokenizer.json have it."""
+    special = _special_names(settings)
+    declared = dict(settings.get("added_tokens_decoder", {}))
+    known = {token["content"] for token in declared.values()}
+    for content, index in _read_json(directory / "added_tokens.json").items():
+        if content not in known:
+            flags = {"special": content in special, "normalized": content not in special}
+            declared.setdefault(str(index), {"content": content, **flags})
+    return {**settings, "added_tokens_decoder": declared} if declared else settings
+
+
 def complete(vocabulary: dict[str, Any], settings: dict[str, Any]) -> None:
     """Put into a parsed tokenizer.json the added tokens that only the settings declare, special as they say.
 

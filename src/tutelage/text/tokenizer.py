@@ -12,7 +12,6 @@ import tokenizers
 
 from tutelage.errors import UserError
 from tutelage.text.pieces import Encoded, Piece
-from tutelage.text.sentencepiece_model import tokenizer_json
 from tutelage.text.special_tokens import (
     LISTED,
     NAMED,
@@ -21,8 +20,8 @@ from tutelage.text.special_tokens import (
     control_tokens,
     default_template,
     model_ids,
-    read_settings,
 )
+from tutelage.text.tokenizer_files import read_files
 from tutelage.text.twin import OPEN, plain, sentinels, twin_of
 
 _BATCH = 4096  # conversations given to the library at once: enough for its threads, little enough to hold
@@ -55,38 +54,13 @@ class Tokenizer:
         self._twin = tokenizers.Tokenizer.from_str(json.dumps(twin_of(vocabulary, self.control)))
 
     @classmethod
-    def load(cls, directory: Path) -> "Tokenizer":
-        """The tokenizer of an HF directory: its tokenizer.json, or else its SentencePiece tokenizer.model."""
-        directory = Path(directory)
-        path, model = directory / "tokenizer.json", directory / "tokenizer.model"
-        if not path.is_file() and model.is_file():
-            return cls.of_sentencepiece(model)
-        if not path.is_file():
-            raise UserError(
-                f"{directory} has no tokenizer.json and no tokenizer.model; "
-                "save one there with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-            )
-        settings = read_settings(directory)
+    def load(cls, path: Path) -> "Tokenizer":
+        """The tokenizer of an HF directory, or of one file of any kind that holds one."""
+        files = read_files(Path(path))
         try:
-            sentencepiece = model.read_bytes() if model.is_file() else None
-            return cls(path.read_text(encoding="utf-8"), settings, sentencepiece)
+            return cls(files.source, files.settings, files.sentencepiece)
         except Exception as error:  # the library raises plain Exception for what it cannot read
-            raise UserError(f"{path} is not a tokenizer that can be read: {error}") from error
-
-    @classmethod
-    def of_sentencepiece(cls, path: Path) -> "Tokenizer":
-        """The tokenizer of a SentencePiece model, with what the settings files beside it say."""
-        content, settings = path.read_bytes(), read_settings(path.parent)
-        try:
-            made, named = tokenizer_json(content)
-        except ValueError as error:
-            raise UserError(
-                f"{path} cannot be used: {error}; save a tokenizer.json beside it with transformers' "
-                "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-            ) from error
-        # transformers reads what is made here with the class named here, not with the one once named there
-        settings = {**named, **settings, "tokenizer_class": named["tokenizer_class"]}
-        return cls(json.dumps(made, ensure_ascii=False), settings, content)
+            raise UserError(f"{files.path} is not a tokenizer that can be read: {error}") from error
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str, dict[str, Any], bytes | None]]:
         # the library's object is rebuilt in each process

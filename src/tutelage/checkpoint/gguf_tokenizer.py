@@ -6,7 +6,8 @@ from tutelage.checkpoint.gguf_file import Header
 from tutelage.errors import UserError
 from tutelage.text import sentencepiece_model
 from tutelage.text.byte_level import CUTS, byte_level
-from tutelage.text.sentencepiece_model import Kind, Vocabulary, added_tokens, beginning
+from tutelage.text.sentencepiece_model import Kind, Vocabulary, added_tokens
+from tutelage.text.special_tokens import bounds
 
 
 def tokenizer_parts(header: Header) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -40,9 +41,17 @@ def tokenizer_parts(header: Header) -> tuple[dict[str, Any], dict[str, Any]]:
         "clean_up_tokenization_spaces": False,
         **{name: content for name, content in special.items() if content is not None},
     }
-    if settings.get("tokenizer.ggml.add_bos_token", model == "llama") and special["bos_token"]:
-        bos = settings["tokenizer.ggml.bos_token_id"]
-        tokenizer_json["post_processor"] = beginning(special["bos_token"], bos)
+    around = [("bos_token", model == "llama"), ("eos_token", False)]
+    tokenizer_json["post_processor"] = bounds(
+        *(
+            (content, settings[f"tokenizer.ggml.{_SPECIAL[name]}"])
+            if settings.get(f"tokenizer.ggml.add_{name}", unsaid) and (content := special[name])
+            else None
+            for name, unsaid in around
+        )
+    )
+    if model == "llama" and settings.get("general.architecture") == "phi3":
+        _strip_after_control(tokenizer_json["added_tokens"])
     if template := settings.get("tokenizer.chat_template"):
         config["chat_template"] = template
     return tokenizer_json, config
@@ -55,6 +64,14 @@ _SPECIAL = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
+
+
+def _strip_after_control(added: list[dict[str, Any]]) -> None:
+    """Phi-3's control tokens take the space and the line ends behind them, which no GGUF file says.
+
+    As llama.cpp has it, by the name of the model: src/llama-vocab.cpp."""
+    for token in added:
+        token["rstrip"] = token["content"] not in ("<unk>", "<s>", "<|endoftext|>")
 
 
 def _named(settings: dict[str, Any], tokens: list[str], key: str) -> str | None:

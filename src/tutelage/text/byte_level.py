@@ -48,9 +48,10 @@ CUTS = {
 
 
 def byte_level(
-    ids: dict[str, int], merges: Sequence[str | list[str]], cut: Cut, *, whole: bool | None = None
+    ids: dict[str, int], merges: Sequence[str], cut: Cut, *, whole: bool | None = None
 ) -> dict[str, Any]:
-    """The parts of a tokenizer.json; tokens are spelled as GPT-2 does. `whole` overrides the cut's."""
+    """The parts of a tokenizer.json; tokens are spelled as GPT-2 does. A merge is "left right";
+    `whole` overrides the cut's."""
     splits = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         for pattern in cut.patterns
@@ -85,13 +86,12 @@ def ranked(ranks: dict[bytes, int], cut: Cut, *, first: int = 0) -> dict[str, An
     merges = []
     for token, rank in ranks.items():
         cuts = ((token[:i], token[i:]) for i in range(1, len(token)))
-        pairs = [
-            (ranks[left], ranks[right], left, right)
+        merges += [
+            (rank, ranks[left], ranks[right], left, right)
             for left, right in cuts
-            if {left, right} <= spelled.keys()
+            if left in ranks and right in ranks
         ]
-        merges += [(rank, *pair) for pair in pairs]
-    found = [[spelled[left], spelled[right]] for *_, left, right in sorted(merges)]
+    found = [f"{spelled[left]} {spelled[right]}" for *_, left, right in sorted(merges)]
     ids = {spelled[token]: rank + first for token, rank in ranks.items()}
     return byte_level(ids, found, cut, whole=True)
 

@@ -10,7 +10,8 @@ import re
 from typing import Any
 
 from tutelage.text.byte_level import CUTS, Cut, ranked
-from tutelage.text.sentencepiece_model import Kind, added_tokens, beginning
+from tutelage.text.sentencepiece_model import Kind, added_tokens
+from tutelage.text.special_tokens import bounds
 
 _LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
 _LLAMA3_CONTROL = [  # meta-llama/llama-models, models/llama3/tokenizer.py
@@ -77,7 +78,11 @@ def tekken_files(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     control = [*control, *(f"<SPECIAL_{number}>" for number in range(len(control), n_control))]
     named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     named = {name: token for name, token in named.items() if token in control}
-    return _files(ranked(ranks, cut, first=n_control), control, named, first=0)
+    parts = ranked(ranks, cut, first=n_control)
+    parts["model"]["vocab"] = dict(zip(control, range(n_control), strict=True)) | parts["model"]["vocab"]
+    if len(parts["model"]["vocab"]) < size:
+        raise ValueError("a control token is also an ordinary one")
+    return _files(parts, control, named, first=0)
 
 
 def is_tekken(content: Any) -> bool:
@@ -104,6 +109,6 @@ def _files(
     added = [{**token, "id": token["id"] + first} for token in added]
     made = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, **parts}
     if "bos_token" in named:
-        made["post_processor"] = beginning(named["bos_token"], first + control.index(named["bos_token"]))
+        made["post_processor"] = bounds((named["bos_token"], first + control.index(named["bos_token"])))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named}
     return made, config

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-_SPACE = "\u2581"  # how SentencePiece writes a space
+from tutelage.text.special_tokens import bounds
+
+SPACE = "\u2581"  # how SentencePiece writes a space
 # What spells a byte in the vocabulary is an ordinary text where a person types it.
 _TYPED_BYTE = "<(?=0x[0-9A-F]{2}>)"
 
@@ -45,16 +47,17 @@ def tokenizer_parts(vocabulary: Vocabulary) -> dict[str, Any]:
         table = base64.b64encode(vocabulary.charsmap).decode()
         normalizers.append({"type": "Precompiled", "precompiled_charsmap": table})
     if vocabulary.collapses:
-        ends = (_replace({"Regex": pattern}, "") for pattern in (r"\A +", rf"[ {_SPACE}]+\z"))
+        ends = (_replace({"Regex": pattern}, "") for pattern in (r"\A +", rf"[ {SPACE}]+\z"))
         normalizers += [*ends, _replace({"Regex": " {2,}"}, " ")]
-    normalizers += [{"type": "Prepend", "prepend": _SPACE}] * vocabulary.prefix
-    normalizers.append(_replace({"String": " "}, _SPACE))
+    normalizers += [{"type": "Prepend", "prepend": SPACE}] * vocabulary.prefix
+    normalizers.append(_replace({"String": " "}, SPACE))
     stripped = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] * vocabulary.prefix
-    joined = [_replace({"String": _SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
-    symbols = _symbols(vocabulary) if vocabulary.prefix else []
+    joined = [_replace({"String": SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
+    symbols = _symbols(vocabulary) if vocabulary.prefix and not vocabulary.unigram else []
+    typed = [_TYPED_BYTE] * (vocabulary.unigram and vocabulary.falls_back)
     return {
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
-        "pre_tokenizer": _isolated([_TYPED_BYTE] * vocabulary.unigram + symbols),
+        "pre_tokenizer": _isolated(typed + symbols),
         "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": joined + stripped},
         "model": _unigram(vocabulary) if vocabulary.unigram else _bpe(vocabulary, whole=bool(symbols)),
@@ -73,31 +76,19 @@ def added_tokens(
     ]
 
 
-def beginning(content: str, token: int) -> dict[str, Any]:
-    """What transformers puts before a text when asked for special tokens; our templates write it."""
-    bos = {"SpecialToken": {"id": content, "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": kind}} for kind, name in enumerate("AB"))
-    return {
-        "type": "TemplateProcessing",
-        "single": [bos, first],
-        "pair": [bos, first, bos | {"SpecialToken": {"id": content, "type_id": 1}}, second],
-        "special_tokens": {content: {"id": content, "ids": [token], "tokens": [content]}},
-    }
-
-
 def tokenizer_files(vocabulary: Vocabulary, named: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """`tokenizer.json` and `tokenizer_config.json`, parsed; `named` are bos_token, eos_token and their kin.
 
     A text begins with BOS where there is one, as with Llama 2."""
-    # an added token would hide from the library that a space goes before the text: symbols are then cut out
-    symbols = () if vocabulary.prefix else (Kind.USER_DEFINED,)
+    # an added token would hide from the library that a space goes before the text, and has no score
+    symbols = () if vocabulary.prefix or vocabulary.unigram else (Kind.USER_DEFINED,)
     added = added_tokens(vocabulary.tokens, vocabulary.kinds, (Kind.CONTROL, Kind.UNKNOWN, *symbols))
     made = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
     made |= tokenizer_parts(vocabulary)
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named}
     if "bos_token" in named:
         bos = named["bos_token"]
-        made["post_processor"] = beginning(bos, vocabulary.tokens.index(bos))
+        made["post_processor"] = bounds((bos, vocabulary.tokens.index(bos)))
     return made, config
 
 
@@ -136,14 +127,15 @@ def _bpe(vocabulary: Vocabulary, *, whole: bool) -> dict[str, Any]:
 
 
 def _unigram(vocabulary: Vocabulary) -> dict[str, Any]:
-    """The library finds unknown characters worse than the worst token by 10, as SentencePiece does."""
-    worst = min(
-        score for score, kind in zip(vocabulary.scores, vocabulary.kinds, strict=True) if kind == Kind.NORMAL
-    )
-    scores = [
-        worst if kind in (Kind.CONTROL, Kind.UNKNOWN, Kind.BYTE) else score
-        for score, kind in zip(vocabulary.scores, vocabulary.kinds, strict=True)
-    ]
+    """The library finds unknown characters worse than the worst token by 10, as SentencePiece does.
+
+    A user-defined symbol scores -0.1 there, so that nothing ordinary is better (its length times the best
+    score, which begins at FLT_MIN and never falls, less 0.1):
+    https://github.com/google/sentencepiece/blob/master/src/unigram_model.cc"""
+    placed = list(zip(vocabulary.scores, vocabulary.kinds, strict=True))
+    worst = min((score for score, kind in placed if kind == Kind.NORMAL), default=0.0)
+    given = {Kind.USER_DEFINED: -0.1, Kind.CONTROL: worst, Kind.UNKNOWN: worst, Kind.BYTE: worst}
+    scores = [given.get(Kind(kind), score) for score, kind in placed]
     return {
         "type": "Unigram",
         "unk_id": vocabulary.unknown,

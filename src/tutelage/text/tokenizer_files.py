@@ -9,11 +9,11 @@ from typing import Any
 from tutelage.errors import UserError
 from tutelage.text.ranks import is_ranks, parse_tekken, tekken_files, tiktoken_files
 from tutelage.text.sentencepiece_file import tokenizer_json
-from tutelage.text.special_tokens import added_beside, read_settings
+from tutelage.text.special_tokens import added_beside, bounds, content_of, model_ids, read_settings
 from tutelage.text.word_merges import word_merges_files
 
 _Made = tuple[dict[str, Any], dict[str, Any]]
-# What a directory without tokenizer.json may hold, best first.
+# What a directory without tokenizer.json may hold; the first that is there counts.
 _MODELS = ("tokenizer.model", "spiece.model", "tekken.json", "qwen.tiktoken")
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _HALVES = frozenset(name for pair in _PAIRS for name in pair)
@@ -39,8 +39,8 @@ def is_tokenizer_file(path: Path) -> bool:
 
 
 def read_files(path: Path) -> TokenizerFiles:
-    """The tokenizer that a file of any kind holds, or the best one of a directory."""
-    if path.is_dir():
+    """The tokenizer that a file of any kind holds, or the first one that a directory has."""
+    if not path.is_file():
         return _of_directory(path)
     if path.name == "tokenizer.json":
         return _as_it_is(path)
@@ -110,4 +110,16 @@ def _made(path: Path, make: Callable[[], _Made], sentencepiece: bytes | None = N
     # transformers reads what is made here with the class named here, not with the one once named there
     settings = {**named, **settings, "tokenizer_class": "PreTrainedTokenizerFast"}
     settings.pop("auto_map", None)
+    made["post_processor"] = _around(made, settings)
     return TokenizerFiles(json.dumps(made, ensure_ascii=False), settings, path, sentencepiece)
+
+
+def _around(made: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any] | None:
+    """What goes before and behind a text: as the settings say, or else as the kind of file has it."""
+    ids = model_ids(made) | {token["content"]: token["id"] for token in made["added_tokens"]}
+    begins = settings.get("add_bos_token", made["post_processor"] is not None)
+    around = []
+    for name, wanted in (("bos_token", begins), ("eos_token", settings.get("add_eos_token"))):
+        content = content_of(settings.get(name))
+        around.append((content, ids[content]) if wanted and content is not None and content in ids else None)
+    return bounds(*around)

@@ -35,7 +35,7 @@ def word_merges_files(
     return made, {"clean_up_tokenization_spaces": False, **named}
 
 
-def _pairs(merges: str, ids: dict[str, int]) -> list[list[str]]:
+def _pairs(merges: str, ids: dict[str, int]) -> list[str]:
     pairs = []
     for number, line in enumerate(merges.split("\n"), 1):
         if not line or number == 1 and line.startswith("#version"):
@@ -45,7 +45,7 @@ def _pairs(merges: str, ids: dict[str, int]) -> list[list[str]]:
             raise ValueError(
                 f"its merges, line {number}: {line[:80]!r} is no pair of tokens that make a third"
             )
-        pairs.append(pair)
+        pairs.append(" ".join(pair))
     return pairs
 
 

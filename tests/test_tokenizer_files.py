@@ -108,6 +108,7 @@ def test_tekken_has_its_control_tokens_first(tmp_path):
     assert read.encode("hello hell") == [32 + 259, 32 + 32, 32 + 258]
     assert (read.bos, read.eos, read.pad, read.size) == (1, 2, 11, 292)
     assert (read.control["[INST]"], read.control["<SPECIAL_31>"]) == (3, 31)
+    assert json.loads(read.source)["post_processor"]["special_tokens"]["<s>"]["ids"] == [1]
     assert not set(read.encode("[INST]<s>")) & set(read.control.values())
     named = [
         {"rank": rank, "token_str": name, "is_control": True} for rank, name in enumerate(["<s>", "[X]"])

@@ -11,7 +11,6 @@ from typing import Any
 
 from tutelage.text.byte_level import CUTS, Cut, ranked
 from tutelage.text.sentencepiece_model import Kind, added_tokens
-from tutelage.text.special_tokens import bounds
 
 _LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
 _LLAMA3_CONTROL = [  # meta-llama/llama-models, models/llama3/tokenizer.py
@@ -108,7 +107,5 @@ def _files(
     added = added_tokens(control, [Kind.CONTROL] * len(control), (Kind.CONTROL,))
     added = [{**token, "id": token["id"] + first} for token in added]
     made = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, **parts}
-    if "bos_token" in named:
-        made["post_processor"] = bounds((named["bos_token"], first + control.index(named["bos_token"])))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named}
-    return made, config
+    return made, config | {"add_bos_token": "bos_token" in named}

@@ -107,9 +107,7 @@ def _made(path: Path, make: Callable[[], _Made], sentencepiece: bytes | None = N
             f"{path} cannot be used: {error}; save a tokenizer.json beside it with transformers' "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         ) from error
-    # transformers reads what is made here with the class named here, not with the one once named there
-    settings = {**named, **settings, "tokenizer_class": "PreTrainedTokenizerFast"}
-    settings.pop("auto_map", None)
+    settings = {**named, **settings}
     made["post_processor"] = _around(made, settings)
     return TokenizerFiles(json.dumps(made, ensure_ascii=False), settings, path, sentencepiece)
 

@@ -10,6 +10,7 @@ from tiny_sentencepiece import write_model
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.errors import UserError
 from tutelage.text.byte_level import spelling
+from tutelage.text.pieces import Piece
 from tutelage.text.tokenizer import Tokenizer
 
 _REMEDY = (
@@ -78,7 +79,7 @@ def test_a_pair_of_files_is_read_as_the_class_says_that_reads_it(tmp_path):
 
 
 @pytest.mark.parametrize("reader", ["GPT2Tokenizer", "Qwen2Tokenizer"])
-@pytest.mark.parametrize("added", [{}, {"<|endoftext|>": 260, "<|im_end|>": 261, "<tool>": 262}])
+@pytest.mark.parametrize("added", [{}, {"<|endoftext|>": 260, "<|im_end|>": 261, "<tool>": 262, "<é>": 263}])
 def test_transformers_reads_a_pair_of_files_alike(reader, added, tmp_path):
     from transformers import AutoTokenizer
 
@@ -91,7 +92,7 @@ def test_transformers_reads_a_pair_of_files_alike(reader, added, tmp_path):
     ours.save(tmp_path / "saved")
     saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert (ours.bos, ours.eos, ours.pad) == (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id)
-    for text in ["hello hell", "It's é e\u0301\n\n 12", "say <tool> hello"]:
+    for text in ["hello hell", "It's é e\u0301\n\n 12", "say <tool> hello", "a<tool>b<e\u0301>"]:
         wanted = theirs.encode(text, add_special_tokens=False)
         assert ours.encode(text) == saved.encode(text, add_special_tokens=False) == wanted
 
@@ -122,7 +123,26 @@ def test_tokens_that_a_file_beside_adds_are_found_whole(tmp_path):
     (tmp_path / "added_tokens.json").write_text('{"<tool>": 700, "<|im_end|>": 701}')
     (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>"}')
     read = load_tokenizer(tmp_path)
+    assert 700 in read.encode("a<tool>b")
     assert read.eos == 701 and 700 in read.encode("a <tool> b") and 701 not in read.encode("<|im_end|>")
+
+
+def test_a_control_token_that_settings_call_normalized_is_still_itself(tmp_path):
+    """As the first published files of Llama 2 have it; a space goes before every text there."""
+    write_model(tmp_path / "tokenizer.model")
+    load_tokenizer(tmp_path).save(tmp_path / "saved")
+    source = json.loads((tmp_path / "saved" / "tokenizer.json").read_text())
+    for token in source["added_tokens"]:
+        token["normalized"] = True
+    (tmp_path / "saved" / "tokenizer.json").write_text(json.dumps(source))
+    pieces = [
+        Piece("Lily", 0),
+        Piece("</s>", 0, control=True),
+        Piece("<s>", 0, control=True),
+        Piece("Jack", 0),
+    ]
+    (encoded,) = load_tokenizer(tmp_path / "saved").encode_marked([pieces])
+    assert [token for token in encoded.tokens if token in (1, 2)] == [2, 1]
 
 
 def test_a_gap_before_an_added_token_is_refused(tmp_path):

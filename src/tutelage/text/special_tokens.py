@@ -27,8 +27,10 @@ def read_settings(directory: Path) -> dict[str, Any]:
     return settings
 
 
-def added_beside(settings: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """The settings with what an added_tokens.json numbers, as directories without tokenizer.json have it."""
+def added_beside(settings: dict[str, Any], directory: Path, *, normalized: bool = True) -> dict[str, Any]:
+    """The settings with what an added_tokens.json numbers, as directories without tokenizer.json have it.
+
+    Not `normalized` are those of SentencePiece, whose normaliser would put a space before each."""
     special = _special_names(settings)
     declared = dict(settings.get("added_tokens_decoder", {}))
     known = {token["content"] for token in declared.values()}
@@ -37,7 +39,7 @@ def added_beside(settings: dict[str, Any], directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory / 'added_tokens.json'}: an object of tokens and their numbers is wanted")
     for content, index in numbers.items():
         if content not in known:
-            flags = {"special": content in special, "normalized": content not in special}
+            flags = {"special": content in special, "normalized": normalized and content not in special}
             declared.setdefault(str(index), {"content": content, **flags})
     return {**settings, "added_tokens_decoder": declared} if declared else settings
 

@@ -99,7 +99,8 @@ def _of_pair(vocabulary: Path, merges: Path) -> TokenizerFiles:
 
 
 def _made(path: Path, make: Callable[[], _Made], sentencepiece: bytes | None = None) -> TokenizerFiles:
-    settings = added_beside(read_settings(path.parent), path.parent)
+    settings = read_settings(path.parent)
+    settings = added_beside(settings, path.parent, normalized=sentencepiece is None)
     try:
         made, named = make()
     except ValueError as error:

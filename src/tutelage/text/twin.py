@@ -34,10 +34,14 @@ def twin_of(vocabulary: dict[str, Any], control: dict[str, int]) -> dict[str, An
     """The twin of a parsed tokenizer.json: no BOS or EOS of its own accord, no truncation, no padding."""
     spelled = sentinels(control)
     twin = {**vocabulary, "post_processor": None, "truncation": None, "padding": None}
-    twin[
-        "added_tokens"
-    ] = [  # a sentinel is never normalised: with a space put before it nothing would find it
-        {**token, "content": spelled[token["content"]], "normalized": False}
+    # with a space put before it nothing would find a sentinel; other normalisers leave it as it is
+    prepends = "'Prepend'" in str(vocabulary.get("normalizer"))
+    twin["added_tokens"] = [
+        {
+            **token,
+            "content": spelled[token["content"]],
+            "normalized": token.get("normalized", False) and not prepends,
+        }
         if token["content"] in spelled
         else token
         for token in vocabulary["added_tokens"]

@@ -150,7 +150,9 @@ def test_ranks_give_tiktokens_ids(texts):
 def test_ranks_of_llama_3_become_the_published_file():
     ranks, published = (json.loads(tokenizer(name).source) for name in ("llama3_ranks", "llama3_1"))
     assert ranks["model"]["vocab"] == published["model"]["vocab"]
-    assert ranks["model"]["merges"] == published["model"]["merges"]
+    assert [m.split(" ") for m in ranks["model"]["merges"]] == [
+        merge.split(" ") if isinstance(merge, str) else merge for merge in published["model"]["merges"]
+    ]
     assert ranks["pre_tokenizer"] == published["pre_tokenizer"]
     ids = {token["content"]: token["id"] for token in published["added_tokens"]}
     mine = tokenizer("llama3_ranks").control

@@ -1,96 +1,59 @@
 """How byte-level vocabularies cut a text before they merge, by the names that llama.cpp has for each way."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from tutelage.errors import UserError
+from tutelage.text.byte_level import CUTS, Cut
 
-_GPT4 = (  # OpenAI's cl100k
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _GPT4.replace(r"\p{N}{1,3}", r"\p{N}")
-_QWEN35 = _QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"\s\p{L}\p{N}", r"\s\p{L}\p{M}\p{N}")
-_TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_ALIASES = {  # of models that cut as another does
+    "phi-2": "gpt-2",
+    "olmo": "gpt-2",
+    "llama3": "llama-bpe",
+    "llama-v3": "llama-bpe",
+    "smaug-bpe": "dbrx",
+    "deepseek-r1-qwen": "qwen2",
+}
 # Other spellings of the same cuts. `tutelage tokenizer train`'s is Qwen 3.5's: a mark that may come first
 # belongs to the letters either way, and of a run of blanks `\s*[\r\n]` takes as much as `\s*[\r\n]+`.
 _SPELLINGS = {
     (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}"
         r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-    ): _QWEN35,
+    ): CUTS["qwen35"].patterns[0],
     (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-    ): _GPT4,
+    ): CUTS["llama-bpe"].patterns[0],
 }
 
 
-def _bytes(*, cut: bool) -> dict[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": cut}
-
-
-def _split(pattern: str) -> list[dict[str, Any]]:
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return [split, _bytes(cut=False)]
-
-
-DECODER = _bytes(cut=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Cuts:
-    """One way to cut."""
-
-    name: str  # tokenizer.ggml.pre
-    pre_tokenizers: list[dict[str, Any]]
-    nfc: bool = False  # composes characters before, which llama.cpp leaves to who gives it the text
-    whole: bool = False  # a cut that is a token is taken whole, whatever the merges
-    aliases: tuple[str, ...] = ()  # of models that cut alike
-
-
-_CUTS = [
-    Cuts("gpt-2", [_bytes(cut=True)], aliases=("phi-2", "olmo")),
-    Cuts("smollm", [{"type": "Digits", "individual_digits": True}, _bytes(cut=True)]),
-    Cuts("llama-bpe", _split(_GPT4), whole=True, aliases=("llama3", "llama-v3")),
-    Cuts("dbrx", _split(_GPT4), aliases=("smaug-bpe",)),
-    Cuts("qwen2", _split(_QWEN2), nfc=True, aliases=("deepseek-r1-qwen",)),
-    Cuts("qwen35", _split(_QWEN35)),  # Qwen 3.5 itself, which is not read yet, composes as Qwen 2 does
-    Cuts("tekken", _split(_TEKKEN), whole=True),
-]
-
-
-def cuts_called(name: str | None, where: str) -> Cuts:
+def cut_called(name: str | None, where: str) -> Cut:
     """The way to cut that a GGUF file names."""
-    for cuts in _CUTS:
-        if name in (cuts.name, *cuts.aliases):
-            return cuts
-    known = ", ".join(cuts.name for cuts in _CUTS)
-    raise UserError(
-        f"{where}: its tokenizer cuts text in the way {name!r}, which is not supported; supported are {known}"
-    )
+    known = _ALIASES.get(str(name), name)
+    if known not in CUTS:
+        raise UserError(
+            f"{where}: its tokenizer cuts text in the way {name!r}, which is not supported; "
+            f"supported are {', '.join(CUTS)}"
+        )
+    return CUTS[known]
 
 
-def cuts_of(vocabulary: dict[str, Any]) -> Cuts:
+def name_of_cut(vocabulary: dict[str, Any]) -> str:
     """The way that a parsed tokenizer.json cuts; UserError where llama.cpp has no name for it."""
     normalizer = vocabulary.get("normalizer")
-    wanted = [_essence(part) for part in _flat(vocabulary.get("pre_tokenizer"), "pretokenizers")]
-    alike = [cuts for cuts in _CUTS if [_essence(part) for part in cuts.pre_tokenizers] == wanted]
+    steps = _flat(vocabulary.get("pre_tokenizer"), "pretokenizers")
+    patterns = tuple(pattern for step in steps for pattern in _patterns(step))
+    alike = [name for name, cut in CUTS.items() if cut.patterns == patterns and _spells_bytes(steps)]
     whole = bool(vocabulary["model"].get("ignore_merges"))
-    named = [cuts for cuts in alike if cuts.whole == whole] or alike[:1]
+    named = [name for name in alike if CUTS[name].whole == whole] or alike
     normal = all(part.get("type") == "NFC" for part in _flat(normalizer, "normalizers"))
     if not named or not normal:
         what = (
             "cuts text in a way" if normal else f"changes text before cutting ({_types(normalizer)}), a way"
         )
-        known = ", ".join(cuts.name for cuts in _CUTS)
         raise UserError(
             f"the tokenizer {what} that llama.cpp has no name for, so it cannot be written as GGUF: its "
-            f"tokens would be other ones there; named are those of {known}"
+            f"tokens would be other ones there; named are those of {', '.join(CUTS)}"
         )
     return named[0]
 
@@ -106,13 +69,21 @@ def _types(part: dict[str, Any] | None) -> str:
     return ", ".join(str(step.get("type")) for step in _flat(part, "normalizers"))
 
 
-def _essence(part: dict[str, Any]) -> tuple[Any, ...]:
-    """What of a step decides where it cuts, however it is spelled."""
-    kind = part["type"]
+def _spells_bytes(steps: list[dict[str, Any]]) -> bool:
+    """Whether the last step, and no other one, spells bytes as GPT-2 does, adding nothing."""
+    spelling = [step["type"] == "ByteLevel" and not step.get("add_prefix_space") for step in steps]
+    return spelling[-1:] == [True] and not any(spelling[:-1])
+
+
+def _patterns(step: dict[str, Any]) -> list[Any]:
+    """What a step cuts by, however it is spelled; None among them is no way of cutting that has a name."""
+    kind = step["type"]
     if kind == "Split":
-        pattern = part["pattern"].get("Regex")
-        taken = (part["behavior"], part["invert"]) in (("Isolated", False), ("Removed", True))
-        return kind, _SPELLINGS.get(pattern, pattern), taken
+        pattern = step["pattern"].get("Regex")
+        taken = (step["behavior"], step["invert"]) in (("Isolated", False), ("Removed", True))
+        return [_SPELLINGS.get(pattern, pattern) if taken else None]
+    if kind == "Digits":
+        return [r"\p{N}" if step.get("individual_digits") else r"\p{N}+"]
     if kind == "ByteLevel":
-        return kind, part.get("add_prefix_space"), part.get("use_regex", True)
-    return kind, part.get("individual_digits")
+        return list(CUTS["gpt-2"].patterns) if step.get("use_regex", True) else []
+    return [None]

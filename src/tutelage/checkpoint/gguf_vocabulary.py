@@ -4,10 +4,11 @@ import json
 import re
 from typing import Any
 
-from tutelage.checkpoint.gguf_cuts import cuts_of
+from tutelage.checkpoint.gguf_cuts import name_of_cut
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
-from tutelage.text.sentencepiece_model import Kind, read_model
+from tutelage.text.sentencepiece_file import read_model
+from tutelage.text.sentencepiece_model import Kind
 from tutelage.text.special_tokens import complete, model_ids
 from tutelage.text.tokenizer import Tokenizer
 
@@ -51,7 +52,7 @@ def vocabulary_settings(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, 
 
 def _byte_level(tokenizer: Tokenizer, vocabulary: dict[str, Any], size: int) -> dict[str, Any]:
     """GPT-2's BPE over bytes."""
-    cuts = cuts_of(vocabulary)
+    cut = name_of_cut(vocabulary)
     tokens = [f"[PAD{token}]" for token in range(size)]
     kinds: list[int] = [Kind.UNUSED] * size
     for content, token in model_ids(vocabulary).items():
@@ -60,7 +61,7 @@ def _byte_level(tokenizer: Tokenizer, vocabulary: dict[str, Any], size: int) -> 
         tokens[added["id"]], kinds[added["id"]] = _added(added)
     return {
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": cuts.name,
+        "tokenizer.ggml.pre": cut,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": kinds,
         "tokenizer.ggml.merges": [_merge(pair) for pair in vocabulary["model"]["merges"]],

@@ -160,3 +160,11 @@ def test_another_buffer_or_file_is_no_data_to_go_on_with(place):
     state = loader(place / "a.jsonl").state()
     assert "this run has shuffle buffer 11" in refusal(loader(place / "a.jsonl", window=11).restore, state)
     assert "this run has data b.jsonl.gz" in refusal(loader(place / "b.jsonl.gz").restore, state)
+
+
+def test_looking_at_the_beginning_changes_nothing(place):
+    plain = loader(place / "a.jsonl")
+    store = streaming(place / "a.jsonl")
+    assert len(store.beginning()) == 10 and store.context > 1
+    looked = Loader(store, length=64, rows=1, accumulate=1, packed=False, seed=3, reduction="sequences")
+    assert ids(looked, 30) == ids(plain, 30)

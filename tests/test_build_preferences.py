@@ -9,9 +9,10 @@ import datasets
 import pytest
 
 from tutelage import cli
-from tutelage.data.preference_build import build
-from tutelage.data.preference_records import Choice, Ranked
-from tutelage.data.read import parse_sources, scan
+from tutelage.data.builders.records import Choice, Ranked
+from tutelage.data.builders.writing import write as build
+from tutelage.data.read import scan
+from tutelage.data.sources import parse_sources
 from tutelage.text.messages import message_faults
 
 
@@ -233,7 +234,7 @@ def test_piqa_and_ultrafeedback_are_built(tmp_path, capsys):
     [
         (["--input", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["--input", "some/where"], "some/where looks like a data set of the hub, which needs a split"),
-        (["--input", "{}"], "holds no file that ends in .jsonl, .jsonl.gz, .parquet"),
+        (["--input", "{}"], "holds no file that ends in .jsonl, .jsonl.gz, .json, .json.gz, .parquet"),
         (["--input", "{}/a.csv"], "a.csv cannot be read: give a file that ends in"),
         (
             ["--input", "a.jsonl", "--val_percent", "100"],

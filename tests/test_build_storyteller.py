@@ -7,9 +7,9 @@ import pytest
 from story_shards import item, write_shards
 
 from tutelage import cli
-from tutelage.data import storyteller_build
-from tutelage.data.storyteller import conversation_of
-from tutelage.data.storyteller_build import Shard, plan_shards, write_shard
+from tutelage.data.stories import storyteller_build
+from tutelage.data.stories.storyteller import conversation_of
+from tutelage.data.stories.storyteller_build import Shard, plan_shards, write_shard
 
 
 def run(capsys, *words: object) -> tuple[int, str, str]:

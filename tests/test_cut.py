@@ -11,8 +11,8 @@ from tiny_data import TEMPLATE, TOKENIZER, chat, chats, refusal
 from tutelage.data.batch import Sample
 from tutelage.data.cut import cut, refuse_unmasked
 from tutelage.data.dataset import prepare
+from tutelage.data.faults import Faults
 from tutelage.data.pack import collate
-from tutelage.data.read import Faults
 from tutelage.data.store import SampleStore, split_documents
 
 

@@ -8,7 +8,8 @@ from tiny_data import TOKENIZER, chat, refusal
 
 from tutelage.data import read
 from tutelage.data.dataset import encode_paths
-from tutelage.data.read import Rows, load_rows, parse_sources, scan
+from tutelage.data.read import Rows, load_rows, scan
+from tutelage.data.sources import parse_sources
 
 
 def scanned(path: Path, content: bytes) -> Rows:
@@ -33,7 +34,11 @@ def test_a_record_with_a_text_is_a_document_that_keeps_its_line_ends(tmp_path, k
 BAD_RECORDS = [
     (b"[1]", "not an object with text"),
     (b'{"content": "b"}', "no text; the object has 'content'"),
-    (json.dumps({"messages": chat()}).encode(), "no text; the object has 'messages'"),
+    (
+        json.dumps({"messages": chat()}).encode(),
+        "no text; the object has 'messages'; its shape is messages, that of FIRST is text: "
+        "keep them in two files",
+    ),
     (b'{"text": null}', "its text is null, not a string"),
     (b'{"text": 7}', "its text is a number, not a string"),
     (rb'{"text": "\ud83d"}', "its text has half a surrogate pair, which is no character"),
@@ -45,7 +50,8 @@ BAD_RECORDS = [
 @pytest.mark.parametrize(("row", "reason"), BAD_RECORDS, ids=[reason for _, reason in BAD_RECORDS])
 def test_what_is_wrong_with_a_record_of_text_is_said(tmp_path, row, reason):
     rows = scanned(tmp_path / "a.jsonl", record("a") + b"\n" + row + b"\n" + record("b"))
-    assert rows.faults.named == [f"{rows.source.path}:2: {reason}"]
+    path = rows.source.path
+    assert rows.faults.named == [f"{path}:2: {reason}".replace("FIRST", f"{path}:1")]
     assert list(load_rows(rows.source, rows.offsets)) == ["a", "b"]
 
 

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from family_models import MODELS
 from tiny_models import oracle, ours
 from tiny_runs import differences, leavings, material, refused, run, stored, watched
 
 from tutelage.checkpoint.hf import load_model
 from tutelage.errors import UserError
+from tutelage.model.config import ModelConfig
+from tutelage.model.transformer import Transformer
 from tutelage.report.trained_table import trained_rows
 from tutelage.train.freezing import Freezing, freeze_
 from tutelage.train.precision import masters
@@ -183,3 +186,14 @@ def test_a_run_goes_on_only_from_the_model_it_began_with(made, tmp_path, monkeyp
 )
 def test_mistakes_on_the_command_line_are_named(made, tmp_path, words, message):
     assert message in refused(run(*made.sft(tmp_path / "out"), *words, "--dry_run"))
+
+
+def test_queries_and_values_alone_are_not_trained_where_one_layer_makes_them_and_the_keys():
+    model = Transformer(ModelConfig.from_hf(MODELS["Phi-3 4k"].to_dict()))
+    with pytest.raises(
+        UserError, match="^query_value_only trains q_proj and v_proj, and this model has them"
+    ):
+        freeze_(model, Freezing(query_value_only=True))
+    freeze_(model, Freezing(trained=(r".*qkv_proj\.weight",)))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {f"model.layers.{layer}.self_attn.qkv_proj.weight" for layer in range(3)}

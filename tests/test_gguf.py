@@ -139,7 +139,7 @@ def test_llama_3_scaling_is_recognised_by_its_frequencies(factor, tmp_path):
     path = write_model(tmp_path / "model.gguf", oracle("llama"), settings=settings, extra=extra)
     model = load_model(path)
     assert model.config.rope_scaling == scaling
-    assert torch.equal(model._frequencies, frequencies(8, 500000.0, scaling))
+    assert torch.equal(model._ropes["all"].frequencies[0], frequencies(8, 500000.0, scaling))
 
 
 def test_frequencies_of_no_known_scaling_are_refused(tmp_path):

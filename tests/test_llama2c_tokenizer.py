@@ -14,7 +14,7 @@ from tutelage.checkpoint.llama2c_tokenizer import read_tokenizer_bin, write_toke
 from tutelage.checkpoint.llama2c_write import write_llama2c
 from tutelage.checkpoint.streamed import Held
 from tutelage.checkpoint.tokenizer import load_tokenizer
-from tutelage.data.stories import story
+from tutelage.data.stories.plots import story
 from tutelage.text.tokenizer import Tokenizer
 
 TEXTS = ["", "Once upon a time", " a  b ", "Zoë: 12 🦜\n\nThe end.", "rabbit's box", "<s> </s>", "日本 x"]

@@ -236,7 +236,7 @@ def test_a_vocabulary_left_to_the_weights_is_that_of_the_embedding(of_two, tmp_p
     ("changes", "words"),
     [
         ({"head_dim": 16}, "head_dim is 16, it has dim / heads = 8"),
-        ({"qkv_bias": True, "family": "qwen2"}, "its family is qwen2, it knows llama, mistral"),
+        ({"qkv_bias": True, "family": "qwen2"}, "attention has biases, it has none"),
         ({"family": "mistral", "windows": (8, 8)}, "attention has a sliding window, it has none"),
         ({"role_embeddings": True}, "what is added to a token depends on whose it is"),
         ({"head": "score"}, "it has a score head, and that program writes text"),

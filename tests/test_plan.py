@@ -135,7 +135,8 @@ def test_recomputation_keeps_one_input_a_block():
     found = plan("--selective_ac_ratio 1 --n_layers 20").estimate
     inputs = 20 * 4 * 128 * 64 * 2
     assert found.parts["activations"] + found.parts.get("recomputed", 0) < 3 * inputs
-    assert found.peak < 0.5 * plan("--n_layers 20").estimate.peak
+    plain, resting = plan("--n_layers 20").estimate, sum(found.resting.values())
+    assert found.peak - resting < 0.3 * (plain.peak - resting)
 
 
 def test_attention_on_a_gpu_keeps_no_scores():

@@ -6,9 +6,9 @@ from random import Random
 import pytest
 from materials import piqa_requests
 
-from tutelage.data import hh_rlhf, piqa, ultrafeedback
+from tutelage.data.builders import hh_rlhf, piqa, ultrafeedback
+from tutelage.data.builders.records import Choice, Ranked, checked, record_of, without_ties
 from tutelage.data.comparison import comparison_fault, read_comparison
-from tutelage.data.preference_records import Choice, Ranked, checked, record_of, without_ties
 from tutelage.errors import UserError
 
 

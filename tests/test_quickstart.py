@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tutelage.cli import configure
-from tutelage.data.stories import verdict
-from tutelage.data.story_pairs import is_happy, judge
+from tutelage.data.stories.pairs import is_happy, judge
+from tutelage.data.stories.plots import verdict
 
 STAGES = ("pretrain", "sft", "dpo", "reward")
 ANSWERS = [

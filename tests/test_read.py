@@ -9,9 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutelage.data import read
-from tutelage.data.read import Faults, load_rows, parse_sources, scan
+from tutelage.data.faults import Faults
+from tutelage.data.paths import KNOWN, MAGICS
+from tutelage.data.read import load_rows, scan
+from tutelage.data.sources import parse_sources
 from tutelage.errors import UserError
 
+OTHER_NAMES = "; other names for its keys are given by --data_fields, like question=instruction"
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 
 
@@ -62,7 +66,7 @@ def test_text_comes_back_as_it_was(tmp_path_factory, texts, windows):
     content = ("\r\n" if windows else "\n").join(texts).encode()
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_bytes(content)
-    if any(content.startswith(magic) for magic in read._OTHER_KINDS):
+    if any(content.startswith(magic) for magic in MAGICS):
         return
     rows = scan(*parse_sources([path]))
     assert list(load_rows(rows.source, rows.offsets)) == kept
@@ -129,8 +133,8 @@ def test_ten_bad_rows_are_named_and_the_rest_counted(tmp_path):
     )
     assert all(line.startswith(start) for line, start in zip(told[1:9], named, strict=True))
     assert told[9:] == [
-        f"{tmp_path}/b.jsonl:1: no messages; the object has no keys",
-        f"{tmp_path}/b.jsonl:2: no messages; the object has no keys",
+        f"{tmp_path}/b.jsonl:1: no messages; the object has no keys{OTHER_NAMES}",
+        f"{tmp_path}/b.jsonl:2: no messages; the object has no keys{OTHER_NAMES}",
         "and 1,198 more",
     ]
     Faults().refuse()
@@ -146,14 +150,14 @@ def test_paths_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "chats.jsonl").write_bytes(line())
     (tmp_path / "new.jsonl").mkdir()
     cases = {
-        "hub/name": "cannot tell how to read 'hub/name'; "
-        "give jsonl:PATH, text:PATH, document:PATH, or a file ending in .jsonl or .txt",
-        f"jsonl:{tmp_path}": f"{tmp_path} is a directory; give a file in it",
-        f"{tmp_path}/new.jsonl": f"{tmp_path}/new.jsonl is a directory; give a file in it",
+        "hub/name": "hub/name looks like a data set of the hub, which needs a split: "
+        "give --train_data_splits, train say",
+        f"text:{tmp_path}": f"{tmp_path} holds no file that ends in .txt",
+        f"{tmp_path}/new.jsonl": f"{tmp_path}/new.jsonl holds no file that ends in "
+        ".jsonl, .ndjson, .txt, .parquet, .csv, .tsv, .json",
         f"{tmp_path}/chat.jsonl": f"{tmp_path}/chat.jsonl does not exist; "
         f"did you mean {tmp_path}/chats.jsonl?",
-        f"{tmp_path}/zzzz": f"cannot tell how to read '{tmp_path}/zzzz'; "
-        "give jsonl:PATH, text:PATH, document:PATH, or a file ending in .jsonl or .txt",
+        f"{tmp_path}/zzzz": f"cannot tell how to read '{tmp_path}/zzzz'; {KNOWN}",
         f"text:{tmp_path}/zzzz": f"{tmp_path}/zzzz does not exist",
         f"{tmp_path}/no/a.txt": f"{tmp_path}/no/a.txt does not exist: there is no directory {tmp_path}/no",
     }
@@ -164,10 +168,10 @@ def test_paths_that_cannot_be_read_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("start", "what"),
     [
-        (b"\x1f\x8b\x08", "gzip-compressed; unpack it first"),
+        (b"\x1f\x8b\x08", "gzip-compressed; give it a name that ends in .gz, or unpack it"),
         ("\ufeffhi".encode("utf-16-le"), "UTF-16 text; save it as UTF-8"),
         (b"PK\x03\x04", "a zip archive; unpack it first"),
-        (b"PAR1", "a parquet file; write it out as JSON lines"),
+        (b"PAR1", "a parquet file; give parquet:PATH"),
     ],
 )
 def test_files_of_another_kind_are_recognised(tmp_path, start, what):
@@ -184,7 +188,7 @@ def test_a_file_without_rows_is_refused(tmp_path, content):
 
 def test_one_json_array_is_recognised(tmp_path):
     message = refusal(scanned, tmp_path, b'[\n  {"messages": []}\n]')
-    assert message == f"{tmp_path}/a.jsonl is one JSON array; write it as one object per line"
+    assert message == f"{tmp_path}/a.jsonl is one JSON array; give json:{tmp_path}/a.jsonl"
 
 
 def some_rows(tmp_path, count: int = 20):

@@ -65,7 +65,10 @@ def test_compiled_blocks_recomputed_have_the_same_gradients_bit_for_bit(chance):
 
 
 def test_one_policy_repeats_every_matmul_of_a_block_and_the_other_none():
-    """Of seven matmuls in each of two blocks six: of the last one nothing is needed. Attention, one each."""
+    """Of seven matmuls in each of two blocks six: of the last one nothing is needed. Attention, one each.
+
+    The gate's silu is formed anew in the backward pass of every policy, beside what checkpoints repeat.
+    """
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     counts = {}
     for policy in (None, "block", "matmul"):
@@ -81,9 +84,9 @@ def test_one_policy_repeats_every_matmul_of_a_block_and_the_other_none():
             times[torch.ops.aten.silu.default],
         )
     plain = counts[None]
-    assert plain[1:] == (2, 2)
-    assert counts["block"] == (plain[0] + 12, 4, 4)
-    assert counts["matmul"] == (plain[0], 2, 4)
+    assert plain[1:] == (2, 4)
+    assert counts["block"] == (plain[0] + 12, 4, 6)
+    assert counts["matmul"] == (plain[0], 2, 6)
 
 
 def kept_bytes(model: Transformer) -> int:

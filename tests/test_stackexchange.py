@@ -5,10 +5,10 @@ from random import Random
 import datasets
 import pytest
 
-from tutelage.data import stackexchange
-from tutelage.data.html_text import text_of
-from tutelage.data.preference_records import Choice, record_of
-from tutelage.data.raw_rows import rows_of
+from tutelage.data.builders import stackexchange
+from tutelage.data.builders.html_text import text_of
+from tutelage.data.builders.raw_rows import rows_of
+from tutelage.data.builders.records import Choice, record_of
 
 QUESTION = "How do I sort a list in Python without changing the list that I have?"
 LONG = "Call sorted with the list, which gives you a new one back."

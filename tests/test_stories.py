@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from tutelage.data.stories import (
+from tutelage.data.stories.plots import (
     Plot,
     answers,
     conversation,
@@ -21,7 +21,7 @@ from tutelage.data.stories import (
     tell,
     write,
 )
-from tutelage.data.story_words import ANIMALS, COLORS, FACTS, NAMES, PLACES, THINGS, TROUBLES
+from tutelage.data.stories.words import ANIMALS, COLORS, FACTS, NAMES, PLACES, THINGS, TROUBLES
 
 CHOICES = {"animal": ANIMALS, "name": NAMES, "color": COLORS, "thing": THINGS, "place": PLACES}
 CHOICES |= {"trouble": list(TROUBLES), "friend": ANIMALS, "helper": NAMES, "happy": [True, False]}

@@ -8,8 +8,8 @@ import pytest
 
 from tutelage import cli
 from tutelage.data.comparison import comparison_fault
-from tutelage.data.stories import follows, is_held_out, read, story, write
-from tutelage.data.story_pairs import is_happy, judge, pair, write_pairs
+from tutelage.data.stories.pairs import is_happy, judge, pair, write_pairs
+from tutelage.data.stories.plots import follows, is_held_out, read, story, write
 
 
 def pairs(count: int = 1000, *, held_out: bool = False) -> list[dict]:

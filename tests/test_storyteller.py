@@ -8,7 +8,7 @@ from story_shards import OPENING, item, write_shards
 from tiny_data import refusal
 from tokenizers import decoders, models, pre_tokenizers
 
-from tutelage.data.storyteller import (
+from tutelage.data.stories.storyteller import (
     FEATURES,
     conversation_of,
     items_of,
@@ -150,7 +150,7 @@ def test_an_item_becomes_a_conversation():
 @pytest.mark.parametrize("block", [3, 50, 1 << 20])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_a_shard_is_read_piece_by_piece(tmp_path, monkeypatch, block, indent):
-    monkeypatch.setattr("tutelage.data.storyteller._BLOCK", block)
+    monkeypatch.setattr("tutelage.data.stories.storyteller._BLOCK", block)
     items = [item(number, story='Zoë said: "]" and \\ 🦜') for number in range(3)]
     path = tmp_path / "data00.json"
     path.write_text(json.dumps(items, indent=indent, ensure_ascii=False), encoding="utf-8")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_runs import run
 
 from tutelage.checkpoint.hf import load_model, save_model
-from tutelage.data.stories import story
+from tutelage.data.stories.plots import story
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer, initialise_
 

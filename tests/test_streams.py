@@ -9,8 +9,9 @@ from tiny_shards import TOKENIZER, shards
 
 from tutelage.data.loader import Loader
 from tutelage.data.shards import TokenShards
+from tutelage.data.shares import BLOCK, shuffled
 from tutelage.data.store import SampleStore, split_documents
-from tutelage.data.streams import BLOCK, Streamed, TokenStreams, shuffled
+from tutelage.data.streams import Streamed, TokenStreams
 
 
 def predicted(order: Streamed, epoch: int) -> Counter:
@@ -122,7 +123,7 @@ def test_a_mixture_of_many_sources_never_takes_a_row_back(tmp_path, count):
     order = Streamed(TokenStreams([source] * count, [1.0] * count), length=16, seed=0, shuffle=True)
     before = [0] * count
     for block in range(1, 60):
-        taken = order._taken(block * BLOCK)
+        taken = order._shares.before(block * BLOCK)
         assert sum(taken) == block * BLOCK and all(a <= b for a, b in zip(before, taken, strict=True))
         before = taken
 

@@ -9,7 +9,7 @@ from tiny_sentencepiece import write_model
 from transformers import AutoTokenizer
 
 from tutelage.cli import configure, main
-from tutelage.data.stories import document
+from tutelage.data.stories.plots import document
 from tutelage.errors import UserError
 from tutelage.text.measure import measure
 from tutelage.text.tokenizer import Tokenizer

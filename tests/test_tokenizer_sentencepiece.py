@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_sentencepiece import stories, texts
 from transformers import AutoTokenizer
 
-from tutelage.data.stories import conversation
+from tutelage.data.stories.plots import conversation
 from tutelage.errors import UserError
 from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer

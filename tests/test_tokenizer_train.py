@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tutelage.cli import main
-from tutelage.data.stories import conversation, document
+from tutelage.data.stories.plots import conversation, document
 from tutelage.errors import UserError
 from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer

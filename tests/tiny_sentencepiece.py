@@ -8,7 +8,7 @@ from random import Random
 
 import sentencepiece
 
-from tutelage.data.stories import document
+from tutelage.data.stories.plots import document
 
 PARTS = [
     "", " ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", "a", "Jack", "The end.", " Lily", "1234567890", "3.14",

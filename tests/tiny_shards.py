@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from tiny_tokenizer import tiny_tokenizer
 
-from tutelage.data.read import parse_sources
 from tutelage.data.shard_build import build
 from tutelage.data.shards import TokenShards
+from tutelage.data.sources import parse_sources
 
 TOKENIZER = tiny_tokenizer()
 WORDS = ["alpha", "beta", "x", "Grüße", "你好", "👋", " two  spaces", "42"]

@@ -48,6 +48,9 @@ COMMANDS = {
     ),
     "plan pretrain": Command("plan", "PlanPretrainConfig", "say what a pretraining run would take"),
     "plan sft": Command("plan", "PlanSFTConfig", "say what a fine-tuning run would take"),
+    "data download": Command(
+        "download", "DownloadConfig", "fetch a data set or a model from the hub, or a URL", positional="name"
+    ),
     "data download tinystories": Command(
         "download_tinystories", "DownloadTinystoriesConfig", "fetch five million small stories, 1.6 GB"
     ),
@@ -80,6 +83,81 @@ COMMANDS = {
         "BuildUltrafeedbackConfig",
         "turn UltraFeedback into ranked answers or pairs",
         run="run_ultrafeedback",
+    ),
+    "data build dolly": Command(
+        "build_conversations",
+        "BuildInstructionsConfig",
+        "turn Dolly's instructions into conversations",
+        run="run_dolly",
+    ),
+    "data build alpaca": Command(
+        "build_conversations",
+        "BuildInstructionsConfig",
+        "turn Alpaca's instructions into conversations",
+        run="run_alpaca",
+    ),
+    "data build squad": Command(
+        "build_conversations",
+        "BuildSquadConfig",
+        "turn SQuAD's paragraphs into conversations about them",
+        run="run_squad",
+    ),
+    "data build commonsense": Command(
+        "build_conversations",
+        "BuildCommonsenseConfig",
+        "turn Commonsense-Dialogues into conversations",
+        run="run_commonsense",
+    ),
+    "data build mathematics": Command(
+        "build_conversations",
+        "BuildMathematicsConfig",
+        "turn DeepMind's Mathematics into questions and answers",
+        run="run_mathematics",
+    ),
+    "data build gsm8k": Command(
+        "build_conversations",
+        "BuildGsm8kConfig",
+        "turn GSM8K into questions answered in steps",
+        run="run_gsm8k",
+    ),
+    "data build arc": Command(
+        "build_choices", "BuildChoicesConfig", "turn ARC into questions with choices", run="run_arc"
+    ),
+    "data build hellaswag": Command(
+        "build_choices",
+        "BuildChoicesConfig",
+        "turn HellaSwag into questions with choices",
+        run="run_hellaswag",
+    ),
+    "data build winogrande": Command(
+        "build_choices",
+        "BuildChoicesConfig",
+        "turn WinoGrande into questions with choices",
+        run="run_winogrande",
+    ),
+    "data build mmlu": Command(
+        "build_choices", "BuildChoicesConfig", "turn MMLU into questions with choices", run="run_mmlu"
+    ),
+    "data build truthful_qa": Command(
+        "build_choices",
+        "BuildChoicesConfig",
+        "turn TruthfulQA into answers, or questions with choices",
+        run="run_truthful_qa",
+    ),
+    "data stats": Command(
+        "data_stats", "DataStatsConfig", "count rows, lengths, roles, what is cut and what comes twice"
+    ),
+    "data convert": Command(
+        "data_convert",
+        "DataConvertConfig",
+        "write records of any shape as JSON lines of one",
+        positional="input",
+    ),
+    "data import": Command(
+        "data_import",
+        "DataImportConfig",
+        "turn older programs' data files (.pkl, .npy, .bin) into ours",
+        positional="data_path",
     ),
     "data show": Command(
         "data_show", "DataShowConfig", "print samples in colour: what is learned and what is not"

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from tutelage.checkpoint.config_values import check_values
 from tutelage.checkpoint.json_file import read_object
 from tutelage.model.config import ModelConfig
 
@@ -21,6 +22,7 @@ def write_generation_config(config: ModelConfig, directory: Path) -> None:
 def with_generation_config(config: ModelConfig, directory: Path) -> ModelConfig:
     """The config with the end tokens of the file there, which generate() stops at, and what else it lacks."""
     values = read_object(directory / FILE) if (directory / FILE).exists() else {}
+    check_values(values, directory / FILE)
     bos, pad, eos = (values.get(f"{name}_token_id") for name in ("bos", "pad", "eos"))
     config = replace(config, bos=bos if config.bos is None else config.bos)
     config = replace(config, pad=pad if config.pad is None else config.pad)

@@ -5,6 +5,7 @@ seconds; this reads the same in a tenth of a second. The package says how large 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import os
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,8 @@ from tutelage.errors import UserError
 # Value types of fixed size, by their number in the file; 8 is a string, 9 an array.
 _FIXED = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_MOST_DIMENSIONS = 8  # ggml knows 4
+_MUCH = 1 << 20  # bytes; the file's size is asked for only then
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +70,12 @@ def read_header(path: Path) -> Header:
     with path.open("rb") as file:
         try:
             return _read(file, path)
-        except (struct.error, UnicodeDecodeError, KeyError, ValueError) as error:
+        except (struct.error, UnicodeDecodeError, KeyError, ValueError, OverflowError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path} is truncated or not a GGUF file ({error})") from error
+        except RecursionError as error:
+            raise UserError(f"{path} has arrays of arrays, nested too deep") from error
 
 
 def _read(file: BinaryIO, path: Path) -> Header:
@@ -83,6 +88,8 @@ def _read(file: BinaryIO, path: Path) -> Header:
     settings = {_string(file): _value(file, *_fixed(file, "I")) for _ in range(n_settings)}
     entries = [_entry(file) for _ in range(n_tensors)]
     alignment = settings.get("general.alignment", 32)
+    if type(alignment) is not int or alignment < 1:
+        raise UserError(f"{path}: general.alignment is {alignment!r}, wanted a whole number from 1")
     data = -(-file.tell() // alignment) * alignment
     tensors = {
         name: Stored(shape, GGMLQuantizationType(kind), data + offset)
@@ -94,6 +101,8 @@ def _read(file: BinaryIO, path: Path) -> Header:
 def _entry(file: BinaryIO) -> tuple[str, tuple[int, ...], int, int]:
     name = _string(file)
     (n_dimensions,) = _fixed(file, "I")
+    if not 1 <= n_dimensions <= _MOST_DIMENSIONS:
+        raise ValueError(f"{name[:80]} has {n_dimensions:,} dimensions")
     dimensions = _fixed(file, "Q" * n_dimensions)
     kind, offset = _fixed(file, "IQ")
     return name, dimensions[::-1], kind, offset
@@ -112,12 +121,19 @@ def _value(file: BinaryIO, kind: int) -> Any:
 
 def _string(file: BinaryIO) -> str:
     (length,) = _fixed(file, "Q")
-    return file.read(length).decode("utf-8")
+    return _bytes(file, length).decode("utf-8")
 
 
 def _fixed(file: BinaryIO, layout: str) -> tuple[Any, ...]:
     layout = f"<{layout}"
-    return struct.unpack(layout, file.read(struct.calcsize(layout)))
+    return struct.unpack(layout, _bytes(file, struct.calcsize(layout)))
+
+
+def _bytes(file: BinaryIO, size: int) -> bytes:
+    """So many bytes; of a file that says more than it has, none: memory is taken before they are read."""
+    if size > _MUCH and size > os.fstat(file.fileno()).st_size - file.tell():
+        raise ValueError(f"{size:,} bytes are announced, and it ends before")
+    return file.read(size)
 
 
 @lru_cache(maxsize=2)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tutelage.checkpoint.adapter import StoredAdapter, fingerprint, merged
 from tutelage.checkpoint.aside import written_aside
+from tutelage.checkpoint.config_values import check_values
 from tutelage.checkpoint.generation_config import with_generation_config, write_generation_config
 from tutelage.checkpoint.gguf import GGUFSource, gguf_config
 from tutelage.checkpoint.hub import local_path
@@ -57,7 +58,13 @@ def read_config(where: Path) -> ModelConfig:
             f"{where}: auto_map asks to run Python code that came with the model, which is never done; "
             "if the model is a plain one of its model_type, remove auto_map"
         )
-    return ModelConfig.from_hf(values, where=str(where))
+    check_values(values, where)
+    try:
+        return ModelConfig.from_hf(values, where=str(where))
+    except UserError as error:
+        raise UserError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from error
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        raise UserError(f"{where} has a value of the wrong kind: {error}") from error
 
 
 def check_files(path: str | Path) -> None:

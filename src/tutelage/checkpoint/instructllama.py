@@ -146,6 +146,8 @@ def refuse_what_it_cannot(config: ModelConfig) -> None:
         problems.append(f"intermediate_size is {config.ffn_dim}, it has at least {_least_ffn(config)}")
     if any(window and window < config.max_positions for window in config.windows or ()):
         problems.append("attention has a sliding window, it has none")
+    if config.unlike_llama:
+        problems.append(f"it is no plain Llama: {', '.join(config.unlike_llama)}")
     if config.role_embeddings:
         problems.append("what is added to a token depends on whose it is, it has no role embeddings")
     if problems:

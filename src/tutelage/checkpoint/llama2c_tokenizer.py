@@ -19,12 +19,14 @@ _UNK, _BOS, _EOS, _FIRST_BYTE = 0, 1, 2, 3
 _WRITTEN = {_BOS: "\n<s>\n", _EOS: "\n</s>\n"}  # as llama2.c's own exporter writes them
 _SPACE = "\u2581"  # how SentencePiece writes a space
 _NEVER = -1e10  # the score below which run.c merges nothing
+_LONGEST = 1 << 16  # bytes of a token
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def read_tokenizer_bin(path: Path) -> Tokenizer:
     """The tokenizer in a tokenizer.bin."""
-    pieces, scores = (list(column) for column in zip(*_entries(path), strict=True))
+    entries = list(_entries(path))
+    pieces, scores = [piece for piece, _ in entries], [score for _, score in entries]
     if len(pieces) < _FIRST_BYTE + len(_BYTES):
         raise UserError(
             f"{path} holds {len(pieces)} tokens; <unk>, BOS, EOS and 256 bytes alone are "
@@ -101,9 +103,11 @@ def _entries(path: Path) -> Iterator[tuple[str, float]]:
             (longest,) = struct.unpack("<I", file.read(4))
             while head := file.read(8):
                 score, size = struct.unpack("<fI", head)
-                text = file.read(min(size, longest + 1))
-                if not 0 < size <= longest or len(text) < size:
-                    raise ValueError(f"a token of {size} bytes, {longest} are the most")
+                if not 0 < size <= min(longest, _LONGEST):
+                    raise ValueError(f"a token of {size:,} bytes, {min(longest, _LONGEST):,} are the most")
+                text = file.read(size)
+                if len(text) < size:
+                    raise ValueError("it ends in a token")
                 yield text.decode(), score
     except (struct.error, ValueError) as error:
         raise UserError(f"{path} is truncated or not a tokenizer.bin of llama2.c ({error})") from error

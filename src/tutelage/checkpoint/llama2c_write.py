@@ -81,12 +81,12 @@ def refuse_other_arithmetic(config: ModelConfig) -> None:
         )
         if found != wanted
     ]
-    if config.family not in ("llama", "mistral", "qwen2"):  # of which biases are named above
-        problems.append(f"its family is {config.family}, it knows llama")
     if config.windows and any(window and window < config.max_positions for window in config.windows):
         problems.append("attention has a sliding window, it has none")
     if config.head == "score":
         problems.append("it has a score head, and that program writes text")
+    if config.unlike_llama:
+        problems.append(f"it is no plain Llama: {', '.join(config.unlike_llama)}")
     if config.role_embeddings:
         problems.append("what is added to a token depends on whose it is, it has no role embeddings")
     if problems:

@@ -29,6 +29,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # others change the base as well
 _UNDONE = ("pissa", "olora", "corda", "lora_ga")  # by PEFT, when it saves
 _IN_BLOCKS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+_IN_BLOCKS |= {"qkv_proj", "gate_up_proj"}
+_ENDLESS = re.compile(r"[*+?|}][^()]*\)+(?:[*+]|\{\d*,\d*\})")  # (a+)+, (a|a)*, ((a*))+ and their like
 _BLOCK = re.compile(r"(.*\blayers\.)(\d+)(\..+)")
 
 
@@ -88,6 +90,11 @@ def _check_patterns(where: Path, values: dict[str, Any]) -> None:
             re.compile(pattern)
         except re.error as error:
             raise UserError(f"{where}: {key} has {pattern!r}, which is no pattern: {error}") from error
+        if _ENDLESS.search(pattern):
+            raise UserError(
+                f"{where}: {key} has {pattern[:80]!r}, a repeated group with a repetition or a choice in it, "
+                "which may take for ever to compare with a name; write it without"
+            )
 
 
 def of_pattern(patterns: dict[str, Any] | None, layer: str, default: Any) -> Any:
@@ -100,8 +107,8 @@ def check_targets(
 ) -> None:
     """Refuse files that lack layers which the config says they have.
 
-    PEFT lets a list name layers that a model does not have, so of a name that no layer bears only the seven
-    that every block here has are missed; and a layer may be missing that is chosen out, or trained in full.
+    PEFT lets a list name layers that a model does not have, so of a name that no layer bears only those
+    that blocks here have are missed; and a layer may be missing that is chosen out, or trained in full.
     """
     targets = values.get("target_modules")
     if not targets or targets == "all-linear":

@@ -1,6 +1,5 @@
 """The weights of a model directory, single or sharded, as one source: safetensors, or pytorch_model.bin."""
 
-import json
 from collections import Counter
 from math import prod
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tutelage.checkpoint.json_file import read_object
 from tutelage.checkpoint.torch_file import HeldTensor, StoredTensor, read_state
 from tutelage.errors import UserError
 
@@ -131,10 +131,11 @@ def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{index} is not an index of safetensors files: {error!r}") from error
+    placed = read_object(index).get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+        raise UserError(f"{index} is not an index of safetensors files: it has no weight_map of names")
+    if not placed:
+        raise UserError(f"{index} is not an index of safetensors files: its weight_map is empty")
     outside = [name for name in placed.values() if Path(name).name != name]
     if outside:
         raise UserError(f"{index} names {outside[0]}, which is not a file of its own directory")

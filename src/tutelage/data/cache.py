@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tutelage.data.read import Faults
+from tutelage.data.faults import Faults
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
     from tutelage.data.encode import Chunk
 
 FORMAT = 2
+FILE_SHIFT = 44  # bits of a line's number; above them is which of its path's files it is in
 DEFAULT_DIR = Path("~/.cache/tutelage")
 _ARRAYS = {"tokens": "<u4", "weights": "<f4", "roles": "u1"}  # a value a token
 _ARRAYS |= {"lines": "<i8", "lengths": "<i8", "ranks": "u1", "scores": "<f4"}  # a value a document

@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tutelage.text.messages import kind_of, message_faults
@@ -19,7 +18,7 @@ from tutelage.text.messages import kind_of, message_faults
 Messages = list[dict[str, str]]
 UNKNOWN = math.nan  # the score of an answer of which only the place is known
 _SHAPES = "chosen and rejected, prompt and answers, or prompt, completion and label"
-_MARKS = {"chosen", "rejected", "answers", "label"}
+MARKS = {"chosen", "rejected", "answers", "label"}
 MOST_ANSWERS = 255  # to a prompt
 MOST_SCORE = 1e30  # which float32 still holds the difference of two of
 
@@ -32,17 +31,6 @@ class Comparison:
     answers: list[Messages]
     ranks: list[int]  # 0 is best; of an answer alone, 0 is liked and 1 is not
     scores: list[float]  # how good each is, UNKNOWN where only the order is
-
-
-def compares(path: Path) -> bool:
-    """Whether the first record of a JSON lines file says which answers are better."""
-    try:
-        with path.open("rb") as file:
-            first = next((line for line in file if line.strip()), b"")
-        record = json.loads(first)
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(record, dict) and "messages" not in record and bool(_MARKS & record.keys())
 
 
 def comparison_fault(record: Any) -> str | None:

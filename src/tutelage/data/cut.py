@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from tutelage.data.faults import Faults
 from tutelage.data.groups import whole_groups
-from tutelage.data.read import Faults
 from tutelage.data.store import SampleStore, split_documents
 from tutelage.errors import UserError
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tutelage
-from tutelage.data.cache import DEFAULT_DIR, Shard, content_key, open_shard, write_shard
+from tutelage.data.cache import DEFAULT_DIR, FILE_SHIFT, Shard, content_key, open_shard, write_shard
 from tutelage.data.cut import TooLong, cut, refuse_unmasked
 from tutelage.data.encode import Encoder, encode_rows
-from tutelage.data.read import Faults, Rows, Source, parse_sources, scan
+from tutelage.data.encoded import encoded_directories, open_encoded
+from tutelage.data.faults import Faults
+from tutelage.data.paths import DataPath
+from tutelage.data.read import Rows, sample_together, scan
+from tutelage.data.shapes import CHAT_SHAPES
+from tutelage.data.sources import Source, parse_sources
 from tutelage.data.store import SampleStore
 from tutelage.errors import UserError
 
@@ -23,7 +30,7 @@ Progress = Callable[[int, int], None]  # rows encoded, rows in all
 
 
 def prepare(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path | DataPath],
     *,
     num_samples: Sequence[float],
     template: Template | None,
@@ -70,7 +77,7 @@ def prepare(
 
 
 def encode_paths(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path | DataPath],
     *,
     num_samples: Sequence[float],
     template: Template | None,
@@ -91,8 +98,12 @@ def encode_paths(
             f"{flag} has {len(amounts)} values and --{split}_data_paths has {len(paths)}; "
             "give one for each path"
         )
-    sources = parse_sources(paths, ranked=ranked)
-    if template is None and any(source.kind != "text" for source in sources):
+    if directories := encoded_directories(paths):
+        if num_samples:
+            raise UserError(f"{flag} chooses rows of files; what `tutelage data import` wrote is taken whole")
+        return _together([open_encoded(place, tokenizer, ranked=ranked) for place in directories])
+    groups = _by_path(parse_sources(paths, ranked=ranked), len(paths), log)
+    if template is None and any(group[0].kind != "text" for group in groups):
         raise UserError(
             f"conversations need a template; give --template_config, or only text: --{split}_data_paths"
         )
@@ -100,46 +111,75 @@ def encode_paths(
         template.check(tokenizer)
     encoder = Encoder(template, tokenizer)
     places = [
-        (cache_dir or DEFAULT_DIR).expanduser() / _key(source, amount, skip_bad_rows, encoder)
-        for source, amount in zip(sources, amounts, strict=True)
+        (cache_dir or DEFAULT_DIR).expanduser() / _key(group, amount, skip_bad_rows, encoder)
+        for group, amount in zip(groups, amounts, strict=True)
     ]
-    shards = [open_shard(place, source.kind) for place, source in zip(places, sources, strict=True)]
-    missing = {at: scan(source) for at, source in enumerate(sources) if shards[at] is None}
+    shards = [open_shard(place, group[0].kind) for place, group in zip(places, groups, strict=True)]
+    missing = {
+        at: [scan(source) for source in group] for at, group in enumerate(groups) if shards[at] is None
+    }
     if not skip_bad_rows:
         found = Faults()
-        for rows in missing.values():
+        for rows in chain.from_iterable(missing.values()):
             found.extend(rows.faults)
         found.refuse()  # everything that is wrong, before anything is encoded
-    for at, rows in missing.items():
-        rows = rows.sample(amounts[at], flag)
-        log(f"encoding {len(rows):,} rows of {sources[at].path}")
-        shards[at] = _encode(rows, places[at], encoder, skip_bad_rows, workers, progress or _every(10, log))
+    for at, parts in missing.items():
+        parts = sample_together(parts, amounts[at], str(paths[at]), flag)
+        log(f"encoding {sum(map(len, parts)):,} rows of {paths[at]}")
+        shards[at] = _encode(parts, places[at], encoder, skip_bad_rows, workers, progress or _every(10, log))
     return _together([shard for shard in shards if shard is not None])
 
 
-def _key(source: Source, amount: float, skip_bad_rows: bool, encoder: Encoder) -> str:
-    origin = encoder.origin(source.kind)
-    form = (source.kind, source.unit, source.key)
-    return content_key(source.path, tutelage.__version__, *form, amount, skip_bad_rows, *origin)
+def _by_path(sources: list[Source], paths: int, log: Callable[[str], None]) -> list[list[Source]]:
+    """The sources of each path, which must be of one kind; says what their records have and is not used."""
+    groups = [[source for source in sources if source.number == number] for number in range(paths)]
+    for group in groups:
+        first = group[0]
+        if other := next((source for source in group if source.kind != first.kind), None):
+            raise UserError(
+                f"{first.name or first.path} and {other.name or other.path} hold different things; "
+                "what a path names is read in one way, so give them as two"
+            )
+        if first.unused:
+            log(
+                f"{first.name or first.path}: what is learned is in {', '.join(CHAT_SHAPES[first.shape])}; "
+                f"{', '.join(first.unused)} of its records is not used"
+            )
+    return groups
+
+
+def _key(group: list[Source], amount: float, skip_bad_rows: bool, encoder: Encoder) -> str:
+    origin = encoder.origin(group[0].kind)
+    keys = []
+    for source in group:
+        form = [source.kind, source.unit, source.key, source.shape, source.fields]
+        keys.append(content_key(source.path, tutelage.__version__, *form, amount, skip_bad_rows, *origin))
+    return keys[0] if len(keys) == 1 else hashlib.sha256(" ".join(keys).encode()).hexdigest()[:32]
 
 
 def _encode(
-    rows: Rows,
+    parts: list[Rows],
     place: Path,
     encoder: Encoder,
     skip_bad_rows: bool,
     workers: int,
     progress: Progress,
 ) -> Shard:
+    total, skipped = sum(map(len, parts)), Faults()
+    for rows in parts:
+        skipped.extend(rows.faults)
+
     def counted():
         done = 0
-        for chunk in encode_rows(rows, encoder, workers=workers):
-            yield chunk
-            done += chunk.read
-            progress(done, len(rows))
+        for number, rows in enumerate(parts):
+            for chunk in encode_rows(rows, encoder, workers=workers):
+                chunk.lines += number << FILE_SHIFT
+                yield chunk
+                done += chunk.read
+                progress(done, total)
 
-    write_shard(place, counted(), rows.faults, skip=skip_bad_rows)
-    shard = open_shard(place, rows.source.kind)
+    write_shard(place, counted(), skipped, skip=skip_bad_rows)
+    shard = open_shard(place, parts[0].source.kind)
     if shard is None:
         raise UserError(
             f"the encoded data in {place} cannot be read back; remove it or pass another --cache_dir"

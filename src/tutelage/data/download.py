@@ -1,6 +1,8 @@
 """Fetch a large file over HTTP, going on where an earlier try ended, and unpack the shards in it."""
 
+import email.utils
 import gzip
+import hashlib
 import http.client
 import json
 import os
@@ -10,37 +12,90 @@ import ssl
 import tarfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
+from typing import IO
 
 from tutelage.errors import UserError
 
 ATTEMPTS = 4  # in a row that bring nothing, before giving up
 PAUSE = 1.0  # seconds after the first of them, twice as many after each next
+PATIENCE = 600.0  # seconds, the most that a server's "later" is waited for
 _TIMEOUT = 60.0  # seconds without a byte
 _BLOCK = 1 << 20
 _DROPPED = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
 OnBytes = Callable[[int, int], None]  # bytes here, bytes in all, which is 0 where the server does not say
 
 
-def download(url: str, path: Path, on_bytes: OnBytes) -> None:
-    """Fetch `url` into `path`, unless it is there. What is not whole is called `path`.part, and continued."""
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What is known of a file before it comes; hexadecimal digests."""
+
+    size: int | None = None
+    sha256: str | None = None
+    git_sha1: str | None = None  # of the blob that git keeps: a few words and the content
+
+    def fault(self, path: Path) -> str | None:
+        """In which way a file is another one, or None."""
+        size = path.stat().st_size
+        if self.size is not None and size != self.size:
+            return f"it has {size:,} bytes, and should have {self.size:,}"
+        for name, wanted, digest, start in (
+            ("SHA-256", self.sha256, hashlib.sha256(), b""),
+            ("git hash", self.git_sha1, hashlib.sha1(), f"blob {size}\0".encode()),
+        ):
+            if wanted is None:
+                continue
+            digest.update(start)
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+            if digest.hexdigest() != wanted.lower():
+                return f"its {name} is {digest.hexdigest()}, and should be {wanted}"
+        return None
+
+
+def download(
+    url: str,
+    path: Path,
+    on_bytes: OnBytes,
+    *,
+    expected: Expected | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Fetch `url` into `path`, unless it is there. What is not whole is called `path`.part, and continued.
+
+    A file that is not as `expected`, there or fetched, is refused; nothing of it is called `path`."""
+    expected = expected or Expected()
     if path.exists():
+        if fault := expected.fault(path):
+            raise UserError(f"{path} is there and is another file: {fault}; remove it to download it anew")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     failures = 0
     while True:
-        before = _size(part)
+        before, wait = _size(part), 0.0
         try:
-            _fetch(url, part, on_bytes)
+            _fetch(url, part, on_bytes, headers or {})
             break
         except urllib.error.HTTPError as error:
             if error.code not in (408, 429) and error.code < 500:
-                raise UserError(f"{url} cannot be downloaded: {error.code} {error.reason}") from error
+                raise UserError(
+                    f"{url} cannot be downloaded: {error.code} {error.reason}{_why(error.code)}"
+                ) from error
             reason = f"{error.code} {error.reason}"
+            wait = _asked_to_wait(error.headers)
+            if wait > PATIENCE:
+                raise UserError(
+                    f"{url} cannot be downloaded now: {reason}; the server wants to be asked again in "
+                    f"{wait:,.0f} seconds"
+                ) from error
         except _DROPPED as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         failures = 0 if _size(part) > before else failures + 1
@@ -50,19 +105,61 @@ def download(url: str, path: Path, on_bytes: OnBytes) -> None:
                 f"{url} cannot be downloaded: {reason}; check the connection, or fetch the file elsewhere "
                 f"and put it at {path}{kept if _size(part) else ''}"
             )
-        time.sleep(PAUSE * 2 ** max(failures - 1, 0))
-    os.replace(part, path)
+        time.sleep(max(wait, PAUSE * 2 ** max(failures - 1, 0)))
+    fault = expected.fault(part)
     _tag_of(part).unlink(missing_ok=True)
+    if fault:
+        part.unlink()
+        raise UserError(f"{url} is not the file that it should be, and was not kept: {fault}")
+    os.replace(part, path)
 
 
-def _fetch(url: str, part: Path, on_bytes: OnBytes) -> None:
+def _asked_to_wait(headers: Message) -> float:
+    """Seconds, from Retry-After: a number, or a date; 0 where there is neither."""
+    said = (headers.get("Retry-After") or "").strip()
+    if said.isdecimal():
+        return float(said)
+    try:
+        return max(email.utils.parsedate_to_datetime(said).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return 0.0
+
+
+def _why(code: int) -> str:
+    remedies = {401: "it wants a token: set HF_TOKEN", 403: "you may have to agree to its terms first"}
+    return f"; {remedies[code]}" if code in remedies else ""
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows to other hosts without the token, which is meant for the first one only."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        new = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if (
+            new is not None
+            and urllib.parse.urlsplit(newurl).netloc != urllib.parse.urlsplit(req.full_url).netloc
+        ):
+            new.remove_header("Authorization")
+        return new
+
+
+def _fetch(url: str, part: Path, on_bytes: OnBytes, more: Mapping[str, str]) -> None:
     """One request for what is missing of `part`; ConnectionError where it ends before the last byte."""
     tag = _tag_of(part).read_text(encoding="utf-8") if _tag_of(part).exists() else ""
     start = _size(part) if tag else 0
     # If-Range: should the file have changed since, the server sends all of the new one.
-    headers = {"Range": f"bytes={start}-", "If-Range": tag} if start else {}
+    headers = {**more, **({"Range": f"bytes={start}-", "If-Range": tag} if start else {})}
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
+        opener = urllib.request.build_opener(_Redirects)
+        response = opener.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing after `start`: all of it is here, or it is another file's
             total = (error.headers.get("Content-Range") or "").rpartition("/")[2]

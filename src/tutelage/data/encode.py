@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tutelage.data.comparison import UNKNOWN
+from tutelage.data.faults import Faults
 from tutelage.data.processes import in_processes
-from tutelage.data.read import Faults, Rows, Source, load_rows
+from tutelage.data.read import Rows, load_rows
+from tutelage.data.sources import Source
 from tutelage.text.pieces import Encoded
 from tutelage.text.roles import ROLE_IDS
 
@@ -74,7 +76,11 @@ class Encoder:
 
     def chunk(self, source: Source, lines: np.ndarray, offsets: np.ndarray) -> Chunk:
         """The rows that begin at `offsets`, encoded."""
-        rows, faults = list(zip(lines.tolist(), load_rows(source, offsets), strict=True)), Faults()
+        return self.encoded(source, list(zip(lines.tolist(), load_rows(source, offsets), strict=True)))
+
+    def encoded(self, source: Source, rows: list[Row]) -> Chunk:
+        """Rows of a source, encoded."""
+        faults, read = Faults(), len(rows)
         if source.kind == "ranked":
             rows, documents = self._answers(source, rows, faults)
             ranks = [rank for _, comparison in rows for rank in comparison.ranks]
@@ -96,7 +102,7 @@ class Encoder:
             ranks=np.array(ranks, np.uint8),
             scores=np.array(scores, np.float32),
             faults=faults,
-            read=len(lines),
+            read=read,
         )
 
     def _texts(self, texts: list[str]) -> list[Document]:
@@ -113,7 +119,7 @@ class Encoder:
             if fault is None:
                 kept.append((line, messages))
             else:
-                faults.add(source.path, line, fault)
+                faults.add(source.place(line), fault)
         encoded = self.template.encode_batch([messages for _, messages in kept], self.tokenizer)
         return kept, [(each.tokens, each.weights, each.roles) for each in encoded]
 
@@ -125,7 +131,7 @@ class Encoder:
             conversations = [[*comparison.prompt, *answer] for answer in comparison.answers]
             found = (self.template.fault(messages) for messages in conversations)
             if fault := next((fault for fault in found if fault is not None), None):
-                faults.add(source.path, line, fault)
+                faults.add(source.place(line), fault)
                 continue
             kept.append((line, comparison))
             whole += conversations

@@ -69,6 +69,15 @@ class Comparisons:
         """Positions of each answer after its prompt."""
         return self.store.positions + self._scored
 
+    def depths_of(self, chosen: np.ndarray) -> np.ndarray:
+        """Those of the answers of some groups."""
+        return self.depths[np.concatenate([np.arange(*self.starts[i : i + 2]) for i in chosen])]
+
+    @property
+    def paths(self) -> np.ndarray:
+        """Which of the data set's paths each group is of."""
+        return self.store.paths[self.starts[:-1]]
+
     @property
     def positions(self) -> np.ndarray:
         """Positions of a row that each group takes."""

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from tutelage.data.batch import Batch, Sample
+from tutelage.data.mixture import Mixed
 from tutelage.data.order import Groups, Order, Packed, Unpacked
 from tutelage.data.pack import ROUND, collate
 from tutelage.data.streams import Streamed, TokenStreams
+from tutelage.data.windows import Streaming
 from tutelage.errors import UserError
 
 Lay = Callable[[Sequence[Sequence[Any]], int], Batch]  # rows of samples, and their length
@@ -29,7 +31,7 @@ class Loader:
 
     def __init__(
         self,
-        store: Groups | TokenStreams,
+        store: Groups | TokenStreams | Streaming,
         *,
         length: int,
         rows: int,
@@ -42,17 +44,21 @@ class Loader:
         shuffle: bool = True,
         workers: int = 0,
         epochs: int | None = None,
+        weights: Sequence[float] = (),
         lay: Lay = collate,
     ) -> None:
+        """`weights` are the shares of the data set's paths in what is shuffled; none: all of each."""
         assert reduction in ("tokens", "sequences") and 0 <= rank < world and rows > 0 and accumulate > 0
-        if not len(store):
+        if not isinstance(store, Streaming) and not len(store):
             raise UserError("there is no sample to load")
-        if isinstance(store, TokenStreams):
-            self._order: Order = Streamed(store, length=length, seed=seed, shuffle=shuffle)
-        elif packed:
-            self._order = Packed(store, length=length, seed=seed, shuffle=shuffle)
-        else:
-            self._order = Unpacked(store, seed=seed, shuffle=shuffle)
+        self._order = order_of(
+            store,
+            length=length,
+            packed=packed,
+            seed=seed,
+            shuffle=shuffle,
+            weights=weights if shuffle else (),
+        )
         self._facts = {**self._order.facts, "samples or rows a step": rows * accumulate * world}
         self._rows, self._accumulate, self._rank, self._world = rows, accumulate, rank, world
         self._by_sequence, self._epochs, self._collate = reduction == "sequences", epochs, lay
@@ -111,6 +117,17 @@ class Loader:
         return self._order.context
 
     @property
+    def endless(self) -> bool:
+        """Whether its only epoch has no end."""
+        return isinstance(self._order, Streaming)
+
+    @property
+    def passes(self) -> list[tuple[float, float]]:
+        """Of a mixture of paths: each one's share of the rows, and how often an epoch passes over it."""
+        order = self._order
+        return list(zip(order.shares, order.passes, strict=True)) if isinstance(order, Mixed) else []
+
+    @property
     def fingerprint(self) -> str:
         """Equal for equal samples in equal order."""
         return self._facts["data"]
@@ -126,7 +143,10 @@ class Loader:
 
     def state(self) -> dict[str, Any]:
         """The data position: what was given, not what was prefetched, and what the order was made of."""
-        return {"epoch": self._epoch, "step": self._step, "fingerprint": dict(self._facts)}
+        state = {"epoch": self._epoch, "step": self._step, "fingerprint": dict(self._facts)}
+        if isinstance(self._order, Streaming):
+            state["reading"] = self._order.state(self._step * self._rows * self._accumulate * self._world)
+        return state
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken; refuses a state of other data or of another order."""
@@ -141,6 +161,8 @@ class Loader:
                 f"this run has {now}; set it back, or start a new run"
             )
         self._move(state["epoch"], state["step"])
+        if isinstance(self._order, Streaming):
+            self._order.restore(state["reading"])
 
     def longest(self) -> list[Batch]:
         """As much as a step can ever hold at once: the fullest micro-batch, twice if gradients accumulate."""
@@ -196,6 +218,29 @@ class Loader:
         row = [sample for each in rows for sample in each]
         width = sum(sample.positions for sample in row)
         return self._collate([row], max(-(-width // ROUND), 1) * ROUND)
+
+
+def order_of(
+    store: Groups | TokenStreams | Streaming,
+    *,
+    length: int,
+    packed: bool,
+    seed: int,
+    shuffle: bool,
+    weights: Sequence[float],
+) -> Order:
+    """The order in which rows are made of a data set."""
+    if isinstance(store, Streaming):
+        return store
+    if isinstance(store, TokenStreams):
+        return Streamed(store, length=length, seed=seed, shuffle=shuffle)
+
+    def order(groups: Groups, number: int) -> Order:
+        if packed:
+            return Packed(groups, length=length, seed=number, shuffle=shuffle)
+        return Unpacked(groups, seed=number, shuffle=shuffle)
+
+    return Mixed(store, weights, order, seed=seed) if weights else order(store, seed)
 
 
 def _average(sample: Sample) -> Sample:

@@ -1,7 +1,7 @@
 """Which documents share a row and in which order rows are taken, epoch after epoch, for the `Loader` to ask.
 
-Three orders: chats or texts `Packed` best-fit into rows of one length, samples laid end to end as they come
-(`Unpacked`), and pretokenized shards cut into full rows (`streams.Streamed`).
+Orders: chats or texts `Packed` best-fit into rows of one length, samples laid end to end as they come
+(`Unpacked`), pretokenized shards cut into full rows (`streams.Streamed`), and mixtures (`mixture.Mixed`).
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ class Groups(Protocol):
     def positions(self) -> np.ndarray: ...  # of a row, that each group takes
     @property
     def depths(self) -> np.ndarray: ...  # positions of each document
+    def depths_of(self, chosen: np.ndarray) -> np.ndarray: ...  # those of some groups
+    @property
+    def paths(self) -> np.ndarray: ...  # which of the data set's paths each group is of
     @property
     def fingerprint(self) -> str: ...
 

@@ -1,81 +1,28 @@
 """Find and check the rows of data files: where each good row lies, and what is wrong with each bad one.
 
-Rows stay on disk. A scan keeps eight bytes a row, so that sampling is exact and encoding can run in parallel.
+Rows stay on disk. A scan keeps sixteen bytes a row: sampling is exact, and encoding can run in parallel.
 """
+
+from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from tutelage.data.comparison import comparison_fault, read_comparison
+from tutelage.data.faults import Faults
+from tutelage.data.shapes import Unfit, fault_of_text, keys_of, messages_of, prompt_of, renamed, shapes_of
+from tutelage.data.sources import BOM, Source
+from tutelage.data.tables import COMPRESSED, LONGEST_LINE, TABLES, as_json, open_bytes, table_rows
 from tutelage.errors import UserError
-from tutelage.text.messages import has_half_character, kind_of, message_faults
+from tutelage.text.messages import message_faults
 
-LONGEST_LINE = 64 << 20  # bytes; longer is a file of another kind, and would not fit any row
-FAULTS_NAMED = 10
 SAMPLING_SEED = 42  # of the systems whose flags these are, so that the same rows are chosen
-TEXT_KEYS = ("text", "content", "raw_content", "story")  # under which records have a plain document
-_SUFFIXES = {".jsonl": "jsonl", ".txt": "text"}
-_KNOWN = "give jsonl:PATH, text:PATH, document:PATH, or a file ending in .jsonl or .txt"
-_NO_ROW = ""  # the fault of what is no row at all
-_BOM = b"\xef\xbb\xbf"
-_OTHER_KINDS = {  # first bytes -> what the file is
-    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
-    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
-    b"\x1f\x8b": "gzip-compressed; unpack it first",
-    b"PK\x03\x04": "a zip archive; unpack it first",
-    b"\x28\xb5\x2f\xfd": "zstd-compressed; unpack it first",
-    b"PAR1": "a parquet file; write it out as JSON lines",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One of the paths of a data set, and how it is read."""
-
-    kind: Literal["jsonl", "text", "ranked"]  # what a row is: a conversation, plain text, or a `Comparison`
-    path: Path
-    unit: Literal["line", "record", "file"] = "line"  # what a row of text is of its file
-    key: str = ""  # under which a record has its text
-
-    def __str__(self) -> str:
-        """The path as it may be given on a command line."""
-        forms = {"line": "text" if self.kind == "text" else "jsonl", "record": "jsonl", "file": "document"}
-        return f"{forms[self.unit]}:{self.path}"
-
-
-@dataclass(slots=True)
-class Faults:
-    """Bad rows: all are counted, the first ten are described as `file:line: reason`."""
-
-    count: int = 0
-    named: list[str] = field(default_factory=list)
-
-    def add(self, path: Path, line: int, reason: str) -> None:
-        self.count += 1
-        if len(self.named) < FAULTS_NAMED:
-            self.named.append(f"{path}:{line}: {reason}")
-
-    def extend(self, other: "Faults") -> None:
-        self.count += other.count
-        self.named = (self.named + other.named)[:FAULTS_NAMED]
-
-    def refuse(self) -> None:
-        """Raise what was found, if anything was."""
-        if not self.count:
-            return
-        more = self.count - len(self.named)
-        raise UserError(
-            f"{self.count:,} bad row{'s' if self.count > 1 else ''} in the data; mend or remove "
-            f"{'them' if self.count > 1 else 'it'}, or count and skip with --skip_bad_rows:\n  "
-            + "\n  ".join(self.named)
-            + (f"\n  and {more:,} more" if more else "")
-        )
+NO_ROW = ""  # the fault of what is no row at all
 
 
 @dataclass(slots=True)
@@ -90,42 +37,44 @@ class Rows:
     def __len__(self) -> int:
         return len(self.lines)
 
-    def sample(self, amount: float, flag: str = "--train_num_samples") -> "Rows":
+    def sample(self, amount: float, flag: str = "--train_num_samples") -> Rows:
         """Some of the rows, in file order: all for −1, a share for 0 < amount <= 1, so many above 1."""
-        count = _count(amount, len(self), self.source.path, flag)
-        if count == len(self):
-            return self
-        chosen = np.sort(np.random.default_rng(SAMPLING_SEED).permutation(len(self))[:count])
-        return Rows(self.source, self.lines[chosen], self.offsets[chosen], self.faults)
+        return sample_together([self], amount, str(self.source.path), flag)[0]
 
 
-def parse_sources(paths: Sequence[str | Path], *, ranked: bool = False) -> list[Source]:
-    """`jsonl:PATH`, `text:PATH`, `document:PATH`, or a path ending in .jsonl or .txt -> Source.
-
-    Each is looked at on disk: the first record of a jsonl file says whether it has conversations or texts.
-    With `ranked` its records compare answers, and no other file will do."""
-    sources = [_parse_source(str(path), ranked) for path in paths]
-    for source in sources:
-        if ranked and source.kind != "ranked":
-            raise UserError(f"{source} has no answers to compare; give jsonl: files that have")
-    return sources
+def sample_together(
+    parts: Sequence[Rows], amount: float, name: str, flag: str = "--train_num_samples"
+) -> list[Rows]:
+    """`Rows.sample` of several files, as if they were one; `name` is what they are called together."""
+    total = sum(map(len, parts))
+    count = _count(amount, total, name, flag)
+    if count == total:
+        return list(parts)
+    chosen = np.sort(np.random.default_rng(SAMPLING_SEED).permutation(total)[:count])
+    taken, before = [], 0
+    for rows in parts:
+        mine = chosen[(chosen >= before) & (chosen < before + len(rows))] - before
+        taken.append(Rows(rows.source, rows.lines[mine], rows.offsets[mine], rows.faults))
+        before += len(rows)
+    return taken
 
 
 def scan(source: Source) -> Rows:
     """Read a file once and say where its good rows are and which are bad. Blank texts are no rows."""
-    lines, offsets, faults = [], [], Faults()
+    lines, offsets, faults, fault_of = [], [], Faults(), checker(source)
     with source.path.open("rb") as file:
         for line, offset, raw in _raw_whole(file) if source.unit == "file" else _raw_lines(file):
-            reason = _fault(source, raw)
+            reason = fault_of(raw)
             if reason is None:
                 lines.append(line)
                 offsets.append(offset)
-            elif reason != _NO_ROW:
+            elif reason != NO_ROW:
                 if line == 1 and source.kind != "text" and raw.lstrip().startswith(b"["):
-                    raise UserError(f"{source.path} is one JSON array; write it as one object per line")
-                faults.add(source.path, line, reason)
+                    raise UserError(f"{source.path} is one JSON array; give json:{source.path}")
+                faults.add(source.place(line), reason)
     if not lines and not faults.count:
-        raise UserError(f"{source.path} has no rows: the file is empty or has only blank lines")
+        name = source.name or source.path
+        raise UserError(f"{name} has no rows: the file is empty or has only blank lines")
     return Rows(source, np.array(lines, np.int64), np.array(offsets, np.int64), faults)
 
 
@@ -134,13 +83,14 @@ def load_rows(source: Source, offsets: Sequence[int] | np.ndarray) -> Iterator[A
     with source.path.open("rb") as file:
         for offset in offsets:
             file.seek(int(offset))
-            yield _parse(source, file.read() if source.unit == "file" else file.readline(LONGEST_LINE + 2))
+            yield parse(source, file.read() if source.unit == "file" else file.readline(LONGEST_LINE + 2))
 
 
 def rows_between(source: Source, start: int, stop: int) -> Iterator[tuple[int, Any, str | None]]:
     """(offset, row, None) or (offset, None, fault) of the rows that begin at bytes `start` to `stop`.
 
     A record with a blank text gives an empty string; blank lines are no rows, as in `scan`."""
+    fault_of = checker(source)
     with source.path.open("rb") as file:
         if start:
             file.seek(start - 1)
@@ -150,70 +100,42 @@ def rows_between(source: Source, start: int, stop: int) -> Iterator[tuple[int, A
         for _, offset, raw in _raw_whole(file) if source.unit == "file" else _raw_lines(file):
             if begin + offset >= stop:
                 return
-            fault = _fault(source, raw)
-            row = "" if fault == _NO_ROW else None if fault else _parse(source, raw)
+            fault = fault_of(raw)
+            row = "" if fault == NO_ROW else None if fault else parse(source, raw)
             yield begin + offset, row, fault or None
 
 
-def _parse_source(given: str, ranked: bool) -> Source:
-    kind, colon, rest = given.partition(":")
-    if not colon or kind not in ("jsonl", "text", "document"):
-        kind, rest = _SUFFIXES.get(Path(given).suffix.lower(), ""), given
-    path = Path(rest).expanduser()
-    if not kind:
-        raise UserError(f"cannot tell how to read {given!r}; {_KNOWN}")
-    if path.is_dir():
-        raise UserError(f"{path} is a directory; give a file in it")
-    if not path.exists():
-        raise UserError(f"{path} does not exist{_nearest(path)}")
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            file.seek(0)
-            key = _text_key(file) if kind == "jsonl" and not ranked else None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    for magic, what in _OTHER_KINDS.items():
-        if start.startswith(magic):
-            raise UserError(f"{path} is {what}")
-    if kind == "jsonl":
-        chats = Source("ranked" if ranked else "jsonl", path)
-        return Source("text", path, "record", key) if key else chats
-    return Source("text", path, "file" if kind == "document" else "line")
+def raw_rows(source: Source, *, line: int = 1, offset: int = 0) -> Iterator[tuple[int, int, bytes]]:
+    """(line number, offset, bytes) of every row from a line on that begins at `offset`.
+
+    What is compressed, or a table, is read from its start and has no offsets: 0."""
+    if source.form in TABLES:
+        for number, row in table_rows(source.path, source.form):
+            if number >= line:
+                yield number, 0, as_json(row)
+        return
+    with open_bytes(source.path) as file:
+        if source.path.name.lower().endswith(COMPRESSED):
+            offset, begin = 0, 1
+        else:
+            file.seek(offset)
+            begin = line
+        for number, start, raw in _raw_whole(file) if source.unit == "file" else _raw_lines(file, begin):
+            if number >= line:
+                yield number, offset + start, raw
 
 
-def _text_key(file: BinaryIO) -> str | None:
-    """The key under which the first record of a file has its text; None if it is no plain document."""
-    first = next(_raw_lines(file), None)
-    try:
-        record = json.loads(first[2]) if first else None
-    except (ValueError, RecursionError):  # which scanning names with its line
-        return None
-    if not isinstance(record, dict) or "messages" in record:
-        return None
-    return next((key for key in TEXT_KEYS if isinstance(record.get(key), str)), None)
-
-
-def _nearest(path: Path) -> str:
-    from difflib import get_close_matches
-
-    if not path.parent.is_dir():
-        return f": there is no directory {path.parent}"
-    near = get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
-
-
-def _raw_lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    """(line number, offset, bytes without line end) of every line that is not blank."""
-    number, offset = 0, 0
+def _raw_lines(file: BinaryIO, first: int = 1) -> Iterator[tuple[int, int, bytes]]:
+    """(line number, offset, bytes without line end) of every line that is not blank; the first is `first`."""
+    number, offset = first - 1, 0
     while raw := file.readline(LONGEST_LINE + 2):  # room for a line end
         number, start, offset = number + 1, offset, offset + len(raw)
         if not raw.endswith(b"\n") and len(raw) > LONGEST_LINE:
             while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
                 offset += len(rest)
             offset += len(rest)
-        if number == 1 and raw.startswith(_BOM):
-            start, raw = start + len(_BOM), raw[len(_BOM) :]
+        if number == 1 and raw.startswith(BOM):
+            start, raw = start + len(BOM), raw[len(BOM) :]
         if raw.strip():
             yield number, start, raw.rstrip(b"\r\n")
 
@@ -221,60 +143,105 @@ def _raw_lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
 def _raw_whole(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
     """What `_raw_lines` yields, of a file that is one row; of one that is too long, only its beginning."""
     raw = file.read(LONGEST_LINE + 1)
-    start = len(_BOM) if raw.startswith(_BOM) else 0
+    start = len(BOM) if raw.startswith(BOM) else 0
     if raw[start:].strip():
         yield 1, start, raw[start:]
 
 
-def _fault(source: Source, raw: bytes) -> str | None:
-    """What is wrong with a row, in a few words, or None; `_NO_ROW` where its text is blank."""
-    if len(raw) > LONGEST_LINE:
-        remedy = "; split it up, or read it a line at a time with text:" if source.unit == "file" else ""
-        return f"longer than {LONGEST_LINE >> 20} MiB{remedy}"
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        place = "byte" if source.unit == "file" else "column"
-        return f"not UTF-8: byte 0x{raw[error.start]:02x} at {place} {error.start + 1}"
-    if source.kind == "text" and source.unit != "record":
-        return None
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        return f"not JSON: {error.msg} at column {error.colno}"
-    except (ValueError, RecursionError):
-        return "not JSON we can read: too long a number, or too deeply nested"
-    if source.kind == "ranked":
-        return comparison_fault(record)
-    key = source.key or "messages"
-    if not isinstance(record, dict):
-        return f"not an object with {key}"
-    if key not in record:
-        keys = ", ".join(map(repr, list(record)[:5])) or "no keys"
-        hint = "; answers to compare are for dpo, simpo and reward" if "chosen" in record else ""
-        return f"no {key}; the object has {keys}{hint}"
-    return message_faults(record[key]) if source.kind == "jsonl" else _fault_of_text(key, record[key])
+def checker(source: Source) -> Callable[[bytes], str | None]:
+    """What says what is wrong with a row, in a few words, or None; `NO_ROW` where its text is blank."""
+    place = "byte" if source.unit == "file" else "column"
+    remedy = "; split it up, or read it a line at a time with text:" if source.unit == "file" else ""
+    plain = source.kind == "text" and source.unit != "record"
+    fault_of = _checker_of_records(source)
+
+    def fault(raw: bytes) -> str | None:
+        if len(raw) > LONGEST_LINE:
+            return f"longer than {LONGEST_LINE >> 20} MiB{remedy}"
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as error:
+            return f"not UTF-8: byte 0x{raw[error.start]:02x} at {place} {error.start + 1}"
+        if plain:
+            return None
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            return f"not JSON: {error.msg} at column {error.colno}"
+        except (ValueError, RecursionError):
+            return "not JSON we can read: too long a number, or too deeply nested"
+        return fault_of(record)
+
+    return fault
 
 
-def _fault_of_text(key: str, text: Any) -> str | None:
-    if not isinstance(text, str):
-        return f"its {key} is {kind_of(text)}, not a string"
-    if has_half_character(text):
-        return f"its {key} has half a surrogate pair, which is no character"
-    return None if text.strip() else _NO_ROW
+def _checker_of_records(source: Source) -> Callable[[Any], str | None]:
+    """`_checker` of what is JSON."""
+
+    def ranked(record: Any) -> str | None:
+        return comparison_fault(renamed(record, source.fields))
+
+    def spoken(record: Any) -> str | None:
+        if not isinstance(record, dict):
+            return f"not an object with {source.key or 'messages'}"
+        try:
+            messages = _spoken(source, record)
+        except Unfit as unfit:
+            return f"{unfit}{_other_shape(source, record)}"
+        return message_faults(messages, answered=source.kind != "prompt")
+
+    def text(record: Any) -> str | None:
+        if not isinstance(record, dict):
+            return f"not an object with {source.key}"
+        record = renamed(record, source.fields)
+        if source.key not in record:
+            return f"no {source.key}; the object has {keys_of(record)}{_other_shape(source, record)}"
+        return fault_of_text(source.key, record[source.key])
+
+    def messages(record: Any) -> str | None:  # what most data is, so without a detour
+        if isinstance(record, dict) and "messages" in record:
+            return message_faults(record["messages"])
+        return spoken(record)
+
+    if source.kind == "jsonl" and source.shape == "messages" and not source.fields:
+        return messages
+    return {"ranked": ranked, "text": text}.get(source.kind, spoken)
 
 
-def _parse(source: Source, raw: bytes) -> Any:
+def _spoken(source: Source, record: dict[str, Any]) -> Any:
+    """The messages in a record; raises `Unfit`."""
+    record = renamed(record, source.fields)
+    return prompt_of(record, source.shape) if source.kind == "prompt" else messages_of(record, source.shape)
+
+
+def _other_shape(source: Source, record: dict[str, Any]) -> str:
+    """What may be meant by a record that has not the shape of its file."""
+    if "chosen" in record:
+        return "; answers to compare are for dpo, simpo and reward"
+    had = source.shape if source.kind != "text" else "text"
+    found = [shape for shape in shapes_of(renamed(record, source.fields)) if shape != had]
+    if found and source.first:
+        first = source.place(source.first)
+        return f"; its shape is {found[0]}, that of {first} is {had}: keep them in two files"
+    if source.first:
+        return ""
+    return "; other names for its keys are given by --data_fields, like question=instruction"
+
+
+def parse(source: Source, raw: bytes) -> Any:
+    """A row that has no fault: messages, a text or a `Comparison`."""
     text = raw.decode()
     if source.unit == "file":
         return text
     if source.kind == "text" and source.unit == "line":
         return text.rstrip("\r\n")
     record = json.loads(text)
-    return read_comparison(record) if source.kind == "ranked" else record[source.key or "messages"]
+    if source.kind == "ranked":
+        return read_comparison(renamed(record, source.fields))
+    return renamed(record, source.fields)[source.key] if source.kind == "text" else _spoken(source, record)
 
 
-def _count(amount: float, rows: int, path: Path, flag: str) -> int:
+def _count(amount: float, rows: int, path: str, flag: str) -> int:
     if amount == -1:
         return rows
     if not math.isfinite(amount) or amount <= 0 or (amount > 1 and amount != int(amount)):

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.data.cache import DEFAULT_DIR
+from tutelage.data.tables import arrow_rows, write_once, write_rows
 from tutelage.errors import UserError
 
 NO_SPLIT = "-"  # the word for a path that has none, where others do
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
+_FILE = re.compile(r"\.(jsonl|ndjson|txt|parquet|csv|tsv|json)(\.gz|\.zst)?$", re.IGNORECASE)
 
 
 def as_files(
@@ -30,37 +32,42 @@ def as_files(
     return [_as_file(path, split, cache_dir, log, flag) for path, split in zip(paths, named, strict=True)]
 
 
-def _as_file(path: str, split: str, cache_dir: Path | None, log: Callable[[str], None], flag: str) -> str:
-    if not (path.startswith("local:") or _is_hub_id(path)):
-        if split != NO_SPLIT:
-            raise UserError(f"{flag}: {path} is a file and has no split {split}; write {NO_SPLIT} for it")
-        return path
-    data = (
-        _saved(Path(path.removeprefix("local:")))
-        if path.startswith("local:")
-        else _from_hub(path, split, flag)
-    )
+def is_hub_id(path: str) -> bool:
+    """Whether a path is a data set's name on the hub, `OWNER/NAME` or `OWNER/NAME:CONFIG`."""
+    return bool(_HUB_ID.fullmatch(path)) and not Path(path).exists() and not _FILE.search(path)
+
+
+def is_saved(path: str) -> bool:
+    """Whether a path is a directory that save_to_disk wrote."""
+    return any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def load(path: str, split: str, flag: str) -> Any:
+    """The data set that `local:DIR` or a hub id names; of several splits, the one that was chosen."""
+    data = _saved(Path(path[6:])) if path.startswith("local:") else _from_hub(path, split, flag)
     if isinstance(data, dict):
         if split not in data:
             raise UserError(f"{path} has the splits {', '.join(data)}; choose with {flag}")
-        data = data[split]
+        return data[split]
+    if path.startswith("local:") and split != NO_SPLIT and str(data.split or split) != split:
+        raise UserError(f"{path} has no split {split}: it is {data.split} alone; write {NO_SPLIT} for it")
+    return data
+
+
+def _as_file(path: str, split: str, cache_dir: Path | None, log: Callable[[str], None], flag: str) -> str:
+    if not (path.startswith("local:") or is_hub_id(path)):
+        if split != NO_SPLIT:
+            raise UserError(f"{flag}: {path} is a file and has no split {split}; write {NO_SPLIT} for it")
+        return path
+    data = load(path, split, flag)
     name = re.sub(r"\W+", "-", path).strip("-")
-    file = (cache_dir or DEFAULT_DIR).expanduser() / "datasets" / f"{name}-{data._fingerprint}.jsonl"
-    if not file.exists():
-        log(f"{path}: writing {len(data):,} rows to {file}")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".partial")
-        data.to_json(aside, force_ascii=False)
-        aside.replace(file)
-    return f"jsonl:{file}"
-
-
-def _is_hub_id(path: str) -> bool:
-    return (
-        bool(_HUB_ID.fullmatch(path))
-        and not Path(path).exists()
-        and Path(path).suffix not in (".jsonl", ".txt")
+    place = (cache_dir or DEFAULT_DIR).expanduser() / "datasets" / f"{name}-{data._fingerprint}.jsonl"
+    write_once(
+        place,
+        lambda file: write_rows(arrow_rows(data), file),
+        lambda: log(f"{path}: writing {len(data):,} rows to {place}"),
     )
+    return f"jsonl:{place}"
 
 
 def _saved(directory: Path) -> Any:
@@ -79,7 +86,9 @@ def _from_hub(name: str, split: str, flag: str) -> Any:
         raise UserError(
             f"{name} looks like a data set of the hub, which needs a split: give {flag}, train say"
         )
+    found = _HUB_ID.fullmatch(name)
+    assert found
     try:
-        return load_dataset(name, split=split)
-    except (OSError, ValueError) as error:  # not found, out of reach, no such split
+        return load_dataset(found[1], found[2], split=split)
+    except (OSError, ValueError) as error:  # not found, out of reach, no such config or split
         raise UserError(f"{name}, split {split}, cannot be had from the hub: {error}") from error

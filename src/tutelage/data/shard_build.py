@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tutelage.data.encode import Encoder
+from tutelage.data.faults import FAULTS_NAMED, Faults
 from tutelage.data.processes import in_processes
-from tutelage.data.read import FAULTS_NAMED, Faults, Source, rows_between
+from tutelage.data.read import rows_between
 from tutelage.data.shards import FORMAT, token_dtype
+from tutelage.data.sources import Source
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
@@ -150,7 +152,7 @@ def _parts(sources: Sequence[Source], settings: list[Any]) -> list[Part]:
         whole = source.unit == "file"
         for start in range(0, max(stat.st_size, 1), max(stat.st_size, 1) if whole else size):
             stop = stat.st_size if whole else min(start + size, stat.st_size)
-            origin = [FORMAT, str(source.path.resolve()), source.unit, source.key]
+            origin = [FORMAT, str(source.path.resolve()), source.unit, source.key, source.fields]
             origin += [stat.st_size, stat.st_mtime_ns]
             key = hashlib.sha256(json.dumps([*origin, start, stop, *settings]).encode()).hexdigest()[:32]
             parts.append(Part(len(parts), source, start, stop, key))
@@ -271,7 +273,7 @@ def _name_faults(faults: Faults, part: Part, done: Done) -> None:
             lines, left = 1, offset
             while left and (block := file.read(min(left, MIB))):
                 lines, left = lines + block.count(b"\n"), left - len(block)
-        faults.named.append(f"{part.source.path}:{lines}: {reason}")
+        faults.named.append(f"{part.source.place(lines)}: {reason}")
     faults.count += done.fault_count
 
 

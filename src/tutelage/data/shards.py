@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.data.cache import Shard
-from tutelage.data.read import Faults
+from tutelage.data.faults import Faults
 from tutelage.errors import UserError
 from tutelage.text.roles import ROLE_IDS
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tutelage.data.batch import Group, Sample
-from tutelage.data.cache import Shard
-from tutelage.data.read import Faults
+from tutelage.data.cache import FILE_SHIFT, Shard
+from tutelage.data.faults import Faults
 
 _BLOCK = 4096  # documents looked at together
 
@@ -69,10 +69,14 @@ class SampleStore:
         return Sample(shard.tokens[stretch], shard.weights[stretch], shard.roles[stretch])
 
     def id(self, index: int) -> str:
-        """`<path index>-<line number>`, and `/<piece>` where documents were split."""
+        """`<path index>-<line number>`, and `/<piece>` where documents were split.
+
+        Of a path's second file it is `<path index>.1-<line number>`."""
         number = self.shard_of[index]
         shard = self.shards[number]
-        row = f"{number if shard.path is None else shard.path}-{shard.lines[self.rows[index]]}"
+        file, line = divmod(int(shard.lines[self.rows[index]]), 1 << FILE_SHIFT)
+        path = number if shard.path is None else shard.path
+        row = f"{path}{f'.{file}' if file else ''}-{line}"
         return row if self.pieces is None else f"{row}/{self.pieces[index]}"
 
     def group(self, index: int) -> Group:
@@ -92,6 +96,16 @@ class SampleStore:
     def depths(self) -> np.ndarray:
         """How many positions each document takes."""
         return self.positions
+
+    def depths_of(self, chosen: np.ndarray) -> np.ndarray:
+        """Those of some documents."""
+        return self.positions[chosen]
+
+    @property
+    def paths(self) -> np.ndarray:
+        """Which of the data set's paths each sample is of."""
+        numbers = [n if shard.path is None else shard.path for n, shard in enumerate(self.shards)]
+        return np.array(numbers, np.int64)[self.shard_of]
 
     @property
     def fingerprint(self) -> str:

@@ -9,23 +9,19 @@ passed several times while another is passed once.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from tutelage.data.batch import Sample
 from tutelage.data.shards import Piece, TokenShards
+from tutelage.data.shares import Shares, mixed_bits, shares_of, shuffled
 from tutelage.data.store import SampleStore
 from tutelage.errors import UserError
 from tutelage.text.roles import ROLE_IDS
-
-BLOCK = 4096  # rows in which the shares of the sources are as their weights, to a row
-_LEAST = 2 / BLOCK  # share of a source: with less, rounding could take rows back
-_MASK = (1 << 64) - 1
 
 
 @dataclass(slots=True)
@@ -38,22 +34,12 @@ class TokenStreams:
     def __post_init__(self) -> None:
         if self.weights is None:
             return
-        if len(self.weights) != len(self.sources) or not all(
-            0 < weight < math.inf for weight in self.weights
-        ):
-            raise UserError(
-                f"{len(self.weights)} weights for {len(self.sources)} sources: one above 0 is needed for each"
-            )
-        if min(self.shares or [1.0]) < _LEAST:
-            raise UserError(
-                f"the least of the weights is {min(self.shares or [0.0]):.5%} of their sum; a mixture has at "
-                f"least {_LEAST:.3%} of each source"
-            )
+        shares_of(self.weights, len(self.sources))
 
     @property
     def shares(self) -> list[float] | None:
         """Of the rows, each source's."""
-        return None if self.weights is None else [weight / sum(self.weights) for weight in self.weights]
+        return None if self.weights is None else shares_of(self.weights, len(self.sources))
 
     def beginning(self, positions: int) -> SampleStore:
         """The documents that lie at the first positions of the first source, to look at."""
@@ -81,14 +67,15 @@ class Streamed:
                 raise UserError(f"{source.directory} has no token to predict")
         self._row_counts = [-(-source.positions // length) for source in self._sources]  # R of each
         self._rows_before = list(accumulate(self._row_counts, initial=0))
-        self._shares = streams.shares if shuffle else None
+        shares = streams.shares if shuffle else None
+        self._shares = Shares(shares, seed) if shares else None
         self.positions = streams.positions
         self.deepest = length
         documents = sum(source.meta["documents"] for source in streams.sources)
         self.context = (min(length, self.positions / max(documents, 1)) + 1) / 2
         self.facts: dict[str, Any] = {
             "data": " ".join(source.fingerprint for source in self._sources),
-            "weights": " ".join(map(repr, self._shares or ())),
+            "weights": " ".join(map(repr, shares or ())),
             "packing": "stream",
             "row length": length,
             "seed": seed if shuffle else 0,
@@ -123,70 +110,16 @@ class Streamed:
             at = shuffled(number, self.rows(epoch), self._seed, epoch) if self._shuffle else number
             source = int(np.searchsorted(self._rows_before, at, side="right")) - 1
             return source, epoch, at - self._rows_before[source]
-        source, taken = self._share_out(epoch * self.rows(epoch) + number)
+        source, taken = self._shares.place(epoch * self.rows(epoch) + number)
         turn, at = divmod(taken, self._row_counts[source])
         return source, turn, shuffled(at, self._row_counts[source], self._seed, source, turn)
-
-    def _share_out(self, number: int) -> tuple[int, int]:
-        """Of a mixture's row, counted from the start of the run: its source, and which of that source's."""
-        block, within = divmod(number, BLOCK)
-        sources, ranks = self._block(block)
-        source = int(sources[within])
-        return source, self._taken(block * BLOCK)[source] + int(ranks[within])
-
-    def _taken(self, rows: int) -> list[int]:
-        """How many of a mixture's first `rows` rows are of each source; from block to block none falls."""
-        assert self._shares is not None
-        bounds = [0, *(int(rows * upto) for upto in list(accumulate(self._shares))[:-1]), rows]
-        return [after - before for before, after in pairwise(bounds)]
-
-    @lru_cache(maxsize=4)  # noqa: B019 - an order lives as long as its run
-    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """The source of each row of a block, and how many of the same source come before it there."""
-        before, after = self._taken(block * BLOCK), self._taken((block + 1) * BLOCK)
-        counts = [b - a for a, b in zip(before, after, strict=True)]
-        sources = np.random.default_rng([self._seed, block]).permutation(
-            np.repeat(np.arange(len(counts)), counts)
-        )
-        ranks = np.zeros(BLOCK, np.int64)
-        for source, count in enumerate(counts):
-            ranks[sources == source] = np.arange(count)
-        return sources, ranks
 
     def _phase(self, source: int, turn: int) -> int:
         """Positions in a pass's first row: drawn so that every pass has the same number of rows."""
         if not self._shuffle:
             return self.length
         rest = self._sources[source].positions % self.length or self.length
-        return rest + _mix(self._seed, source, turn) % (self.length - rest + 1)
-
-
-def shuffled(number: int, count: int, *key: int) -> int:
-    """Where a permutation of range(count) takes `number`; keys draw permutations, none is ever written out.
-
-    A Feistel network over the next power of 4, walked until it is back below `count` (Black and Rogaway,
-    https://doi.org/10.1007/3-540-45760-7_9).
-    """
-    half = max(((count - 1).bit_length() + 1) // 2, 1)
-    mask, base = (1 << half) - 1, _mix(*key)
-    while True:
-        left, right = number >> half, number & mask
-        for turn in range(4):
-            left, right = right, left ^ (_mix(base, turn, right) & mask)
-        number = left << half | right
-        if number < count:
-            return number
-
-
-def _mix(*values: int) -> int:
-    """64 bits that depend on all of the values (splitmix64's finalizer)."""
-    state = 0
-    for value in values:
-        state = (state + value + 0x9E3779B97F4A7C15) & _MASK
-        state = ((state ^ state >> 30) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ state >> 27) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
-    return state
+        return rest + mixed_bits(self._seed, source, turn) % (self.length - rest + 1)
 
 
 def _sample(tokens: np.ndarray) -> Sample:

@@ -137,16 +137,44 @@ def _decode(
             own = None if roles is None else torch.full_like(tokens[:, None], ASSISTANT)
             hidden = model(tokens[:, None], positions[:, None], roles=own, kv=kv)[:, 0]  # (B, D)
             positions = positions + 1
+            outgrown = positions - 1 == model.config.original_context  # by the token just read
+            if model.config.original_context is not None and outgrown.any():
+                (places,) = outgrown.nonzero(as_tuple=True)
+                grown = [live[row] for row in places.tolist()]
+                texts = [[*prompts[index], *written[index]] for index in grown]
+                whose = None
+                if roles is not None:
+                    whose = [[*roles[index], *[ASSISTANT] * len(written[index])] for index in grown]
+                hidden[places] = _reread(model, texts, whose, kv, places)
     return completions
 
 
+def _reread(
+    model: Transformer,
+    texts: list[list[int]],
+    roles: list[list[int]] | None,
+    kv: KVCache,
+    places: Tensor,
+) -> Tensor:
+    """(n, D): the hidden state at the end of these rows' texts, read anew into their places in the cache.
+
+    Past longrope's original context all keys turn otherwise, and so every hidden state is another.
+    """
+    fresh = KVCache(model.config, len(texts), kv.length, dtype=kv.keys.dtype, device=kv.keys.device)
+    hidden = _prefill(model, texts, roles, fresh)
+    kv.replace(places, fresh)
+    return hidden
+
+
 def _prefill(
-    model: Transformer, prompts: list[Sequence[int]], roles: list[Sequence[int]] | None, kv: KVCache
+    model: Transformer, prompts: Sequence[Sequence[int]], roles: Sequence[Sequence[int]] | None, kv: KVCache
 ) -> Tensor:
     """(B, D): the hidden state at the last token of each prompt, with everything before it in the cache."""
     device = kv.keys.device
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     width = max(map(len, prompts))
+    if model.config.original_context is not None:
+        kv.long = lengths > model.config.original_context
     tokens = _padded(prompts, device)  # (B, T)
     whose = None if roles is None else _padded(roles, device)
     last: list[Tensor] = []
@@ -162,7 +190,7 @@ def _prefill(
     return torch.cat(last)[torch.cat(where).argsort()]
 
 
-def _padded(rows: list[Sequence[int]], device: torch.device) -> Tensor:
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """(B, T): rows of differing lengths, with zeros after them."""
     width = max(map(len, rows))
     return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)

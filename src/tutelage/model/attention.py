@@ -9,14 +9,14 @@ B rows   T, S query and key positions   H query heads   K kv heads   C head dim
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tutelage.errors import UserError
-from tutelage.model.causal import masked_attention
+from tutelage.model.causal import PLAIN, Scores, masked_attention
 from tutelage.model.planned import on_gpu, planned_flex
 from tutelage.model.segments import Bucket, attend_buckets, find_buckets
 
@@ -103,26 +103,33 @@ def plan(
     return Layout("segments", positions, buckets, dropout=dropout)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, scores: Scores = PLAIN
+) -> Tensor:
     """(B, H, T, C), (B, K, S, C), (B, K, S, C) -> (B, H, T, C); what padding gives means nothing."""
-    if layout.kind == "causal":
-        return masked_attention(q, k, v, layout.masks[window], dropout=layout.dropout)
     if layout.kind == "segments":
-        return _attend_segments(q, k, v, layout, window)  # pyright: ignore[reportCallIssue]
+        return _attend_segments(q, k, v, layout, window, scores)  # pyright: ignore[reportCallIssue]
     if layout.kind == "flex":
-        return _flex_attention()(q, k, v, block_mask=layout.masks[window], enable_gqa=True)
-    mask, dropout = layout.masks[window], layout.dropout
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True, dropout_p=dropout)
+        bend = None if scores.cap is None else partial(_bent, scores.cap)
+        kernel, mask = _flex_attention(), layout.masks[window]
+        return kernel(q, k, v, score_mod=bend, block_mask=mask, scale=scores.scale, enable_gqa=True)
+    return masked_attention(q, k, v, layout.masks[window], scores, dropout=layout.dropout)
+
+
+def _bent(cap: float, score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return cap * torch.tanh(score / cap)
 
 
 @torch.compiler.disable  # its shapes change with every batch
-def _attend_segments(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None) -> Tensor:
+def _attend_segments(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None, scores: Scores
+) -> Tensor:
     masks: list[Tensor | None] = []
     for bucket in layout.buckets:
         length = bucket.index.shape[1]
         beyond = None if window is None or length <= window else _band(length, window, q.device)
         masks.append(None if beyond is None else beyond[:, :, bucket.offset :])
-    return attend_buckets(q, k, v, layout.buckets, masks, dropout=layout.dropout)
+    return attend_buckets(q, k, v, layout.buckets, masks, scores, dropout=layout.dropout)
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:

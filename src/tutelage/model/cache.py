@@ -28,6 +28,7 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (L, B, K, S, C)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.used = 0
+        self.long = torch.zeros(rows, dtype=torch.bool, device=device)  # longer than longrope's first context
 
     @property
     def length(self) -> int:
@@ -48,4 +49,8 @@ class KVCache:
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.keys, self.values, self.long = self.keys[:, rows], self.values[:, rows], self.long[rows]
+
+    def replace(self, rows: Tensor, other: "KVCache") -> None:
+        """Take over all that another cache, of these rows and of this length, holds."""
+        self.keys[:, rows], self.values[:, rows], self.long[rows] = other.keys, other.values, other.long

@@ -10,6 +10,7 @@ n of the B·K   t queries of a block   s keys they see
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,22 +21,63 @@ BLOCK = 256  # queries whose scores exist at a time; later keys are not even loo
 SCORES = 1 << 19  # of them at a time, over documents and heads: 1 MiB, which stays in a core's cache
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How the product of a query and a key becomes a score."""
+
+    scale: float | None = None  # what it is multiplied by; None: 1 / sqrt(C)
+    cap: float | None = None  # scores are bent to within ±cap: cap · tanh(score / cap), arxiv 2408.00118
+
+
+PLAIN = Scores()
+
+
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, scores: Scores = PLAIN, *, dropout: float = 0.0
+) -> Tensor:
     """(B, H, T, C), (B, K, S, C), (B, K, S, C) -> (B, H, T, C); `dropout` is PyTorch's, which forms T x S."""
     wants_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and wants_gradient and not dropout:
-        return _CausalAttention.apply(q, k, v)
+        return _CausalAttention.apply(q, k, v, scores.scale or 1 / math.sqrt(q.shape[-1]))
     mask = _last_queries(q, k)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True, dropout_p=dropout
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=True,
+        dropout_p=dropout,
+        scale=scores.scale,
     )
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, dropout: float = 0.0) -> Tensor:
-    """The same within `mask` (1, 1, T, S) bool; None: causal."""
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: Scores = PLAIN, *, dropout: float = 0.0
+) -> Tensor:
+    """The same within `mask` (1 or B, 1, T, S) bool; None: causal."""
+    if scores.cap is not None:
+        return _capped_attention(q, k, v, mask, scores, scores.cap, dropout)
     if mask is None:
-        return causal_attention(q, k, v, dropout=dropout)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True, dropout_p=dropout)
+        return causal_attention(q, k, v, scores, dropout=dropout)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, enable_gqa=True, dropout_p=dropout, scale=scores.scale
+    )
+
+
+def _capped_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: Scores, cap: float, dropout: float
+) -> Tensor:
+    """With capped scores, which no fused kernel here knows: all T x S exist, in float32."""
+    B, H, T, C = q.shape
+    K, S = k.shape[1], k.shape[2]
+    if mask is None:
+        mask = torch.ones(1, 1, T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    products = q.reshape(B, K, -1, C) @ k.transpose(-1, -2)  # (B, K, G·T, S)
+    bent = (products.float() * ((scores.scale or 1 / math.sqrt(C)) / cap)).tanh() * cap
+    seen = bent.view(B, K, -1, T, S).masked_fill(~mask[:, :, None], -math.inf)
+    chances = F.dropout(seen.softmax(-1).to(q.dtype), dropout)
+    return (chances.view(B, K, -1, S) @ v).view(B, H, T, C)
 
 
 def _last_queries(q: Tensor, k: Tensor) -> Tensor | None:
@@ -46,15 +88,16 @@ def _last_queries(q: Tensor, k: Tensor) -> Tensor | None:
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:  # type: ignore[override]
         groups = q.shape[1] // k.shape[1]
         wide_k, wide_v = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (k, v))
         mask = _last_queries(q, k)
         if mask is not None:
             mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -math.inf)
         out, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, wide_k, wide_v, 0.0, mask is None, attn_mask=mask
+            q, wide_k, wide_v, 0.0, mask is None, attn_mask=mask, scale=scale
         )
+        ctx.scale = scale
         ctx.save_for_backward(q, k, v, out, normaliser)
         return out
 
@@ -62,7 +105,7 @@ class _CausalAttention(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor):  # type: ignore[override]
         q, k, v, out, normaliser = ctx.saved_tensors
         B, H, T, C = q.shape
-        K, S, scale = k.shape[1], k.shape[2], 1 / math.sqrt(C)
+        K, S, scale = k.shape[1], k.shape[2], ctx.scale
         # The normaliser joins the matmul as two more columns, subtracted before the product is rounded: the
         # exponent is then exact to 2^-8 of itself, where subtracting afterwards would lose 2^-8 of the score.
         queries = _with_columns(q, -normaliser / scale).view(B * K, H // K, T, C + 2)
@@ -73,7 +116,7 @@ class _CausalAttention(torch.autograd.Function):
         # Collected, not written in place: compiled, each write would copy the whole.
         gradients = [_backward(a, b, c, d, scale) for a, b, c, d in parts]
         q_grad, k_grad, v_grad = (torch.cat(g) for g in zip(*gradients, strict=True))
-        return q_grad.view_as(q), k_grad.view_as(k), v_grad.view_as(v)
+        return q_grad.view_as(q), k_grad.view_as(k), v_grad.view_as(v), None
 
 
 def _backward(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:

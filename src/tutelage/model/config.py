@@ -1,30 +1,15 @@
 """The shape of a model, read from and written to Hugging Face's `config.json`."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from tutelage.errors import UserError
+from tutelage.model.config_file import fields_of
+from tutelage.model.config_rope import ORIGINAL, check_factors, written_scaling
+from tutelage.model.families import FAMILIES, FULL, SLIDING
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 N_ROLES = 5  # system, user, assistant, tool, other
-
-# Keys that would change the arithmetic, and the values under which they change nothing here.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", "swish"),
-    "mlp_bias": (False, None),
-    "partial_rotary_factor": (1.0, 1, None),
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
-    "quantization_config": (None,),
-    "num_experts": (None, 0),
-    "num_local_experts": (None, 0),
-    "embedding_multiplier": (1.0, 1, None),
-    "residual_multiplier": (1.0, 1, None),
-    "logits_scaling": (1.0, 1, None),
-    "attention_multiplier": (None,),
-    "no_rope_layers": (None,),
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,10 +26,25 @@ class ModelConfig:
     max_positions: int = 2048
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    rope_scaling: dict[str, Any] | None = None  # only type llama3, in HF's words
+    rope_scaling: dict[str, Any] | None = None  # in HF's words, complete: see config_rope.py
+    local_theta: float | None = None  # rope_theta of layers with a window, unscaled; None: as of the others
+    partial_rotary: float = 1.0  # of every head this share turns, the rest does not
+    rope_layers: tuple[bool, ...] | None = None  # which layers have rotary embeddings; None: all
+    rope_wide: bool = False  # queries and keys are turned in float32
     head: Literal["lm", "score"] = "lm"  # score: one number a position, of reward and value models
     tied: bool = False  # the head is the embedding; a score head never is
-    qkv_bias: bool = False  # Qwen 2.5
+    qkv_bias: bool = False
+    qk_norm: Literal["head", "whole"] | None = None  # of queries and keys, each head or all of them together
+    norms: Literal["before", "after", "around"] = "before"  # where a block has them
+    norm: Literal["plain", "wide", "centred"] = (
+        "plain"  # wide: times the weight before rounding; centred: 1 + w
+    )
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    fused: bool = False  # queries, keys and values are one layer, and so are gate and up
+    scaled_embeddings: bool = False  # by the root of dim
+    query_scalar: float | None = None  # scores are divided by its root; None: by that of head_dim
+    attention_cap: float | None = None  # scores are bent to within it
+    logit_cap: float | None = None  # and logits
     windows: tuple[int | None, ...] | None = None  # sliding window of every layer; None: none has one
     role_embeddings: bool = False  # of whose token it is, added to the token's own
     role_embeddings_init: str = "zeros"  # what their table began as: zeros or gaussian:STD
@@ -55,20 +55,24 @@ class ModelConfig:
     dtype: str = "float32"  # in which the weights are stored
 
     def __post_init__(self) -> None:
-        if self.family not in ARCHITECTURES:
-            raise UserError(f"model family {self.family} is not one of {', '.join(ARCHITECTURES)}")
+        if self.family not in FAMILIES:
+            raise UserError(f"model family {self.family} is not one of {', '.join(FAMILIES)}")
         if self.n_heads % self.n_kv_heads:
             raise UserError(
                 f"{self.n_heads} attention heads cannot share {self.n_kv_heads} key-value heads: "
                 "the first must be a multiple of the second"
             )
-        if self.head_dim % 2:
-            raise UserError(f"head_dim {self.head_dim} is odd; rotary embeddings turn pairs")
+        if self.rotary_dim % 2:
+            name = "head_dim" if self.partial_rotary == 1 else "the part of a head that turns,"
+            raise UserError(f"{name} {self.rotary_dim} is odd; rotary embeddings turn pairs")
+        check_factors(self.rope_scaling, self.rotary_dim)
         for name in ("vocab_size", "dim", "n_layers", "n_heads", "ffn_dim", "max_positions"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; a model needs at least 1")
         assert self.windows is None or len(self.windows) == self.n_layers
         assert not (self.tied and self.head == "score")
+        unlike = {n: v for n, v in FAMILIES[self.family].traits.items() if getattr(self, n) != v}
+        assert not unlike, f"a model of the family {self.family} has {unlike}"
 
     @property
     def n_outputs(self) -> int:
@@ -80,61 +84,65 @@ class ModelConfig:
         """Number of weights, a tied head counted once."""
         queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         attention = self.dim * (2 * queries + 2 * keys) + (queries + 2 * keys) * self.qkv_bias
-        layer = attention + 3 * self.dim * self.ffn_dim + 2 * self.dim
+        norms = self.dim * (4 if self.norms == "around" else 2)
+        norms += {None: 0, "head": 2 * self.head_dim, "whole": queries + keys}[self.qk_norm]
+        layer = attention + 3 * self.dim * self.ffn_dim + norms
         embeddings = (self.vocab_size + (0 if self.tied else self.n_outputs)) * self.dim
         embeddings += N_ROLES * self.dim * self.role_embeddings
         return embeddings + self.n_layers * layer + self.dim
 
+    @property
+    def rotary_dim(self) -> int:
+        """How many numbers of a head rotary embeddings turn."""
+        return int(self.head_dim * self.partial_rotary)
+
+    @property
+    def rope_kinds(self) -> tuple[str | None, ...]:
+        """Of every layer: `all`, `local` where windows have a rope_theta of their own, None without any."""
+        windows = self.windows or (None,) * self.n_layers
+        turn = self.rope_layers or (True,) * self.n_layers
+        local = self.local_theta is not None
+        kinds = ("local" if local and window else "all" for window in windows)
+        return tuple(kind if turns else None for kind, turns in zip(kinds, turn, strict=True))
+
+    def rope(self, kind: str) -> tuple[float, dict[str, Any] | None]:
+        """rope_theta and scaling of a kind of layer."""
+        if kind == "local" and self.local_theta is not None:
+            return self.local_theta, None
+        return self.rope_theta, self.rope_scaling
+
+    @property
+    def unlike_llama(self) -> list[str]:
+        """The fields that every Llama has as they are by default; sizes, windows and scaling apart."""
+        names = set().union(*(family.traits for family in FAMILIES.values()))
+        names |= {
+            "query_scalar",
+            "attention_cap",
+            "logit_cap",
+            "local_theta",
+            "partial_rotary",
+            "rope_layers",
+        }
+        plain = {each.name: each.default for each in fields(self)}
+        return sorted(name for name in names - {"qkv_bias"} if getattr(self, name) != plain[name])
+
+    @property
+    def original_context(self) -> int | None:
+        """How long a document is at most that turns by longrope's short factors; None without longrope."""
+        scaling = self.rope_scaling or {}
+        return scaling[ORIGINAL] if scaling.get("rope_type") == "longrope" else None
+
     @classmethod
     def from_hf(cls, values: dict[str, Any], *, where: str = "config.json") -> "ModelConfig":
         """The config that a parsed `config.json` describes; what we would compute wrongly is refused."""
-        family = values.get("model_type")
-        if family not in ARCHITECTURES:
-            raise UserError(
-                f"{where}: model_type {family!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
-            )
-        for key, neutral in _NEUTRAL.items():
-            if key in values and values[key] not in neutral:
-                raise UserError(f"{where}: {key} = {values[key]!r} is not supported; only {neutral[0]!r} is")
-        if family != "qwen2" and values.get("attention_bias"):
-            raise UserError(f"{where}: attention_bias = true is not supported for {family}")
-        missing = [key for key in _REQUIRED if key not in values]
-        if missing:
-            raise UserError(f"{where}: the keys {', '.join(missing)} are missing")
-        n_heads, dim = values["num_attention_heads"], values["hidden_size"]
-        theta, scaling = _rope(values, where)
-        head = _head(values, where)
-        eos = values.get("eos_token_id")
-        return cls(
-            vocab_size=values["vocab_size"],
-            dim=dim,
-            n_layers=values["num_hidden_layers"],
-            n_heads=n_heads,
-            n_kv_heads=values.get("num_key_value_heads") or (8 if family == "mistral" else n_heads),
-            head_dim=values.get("head_dim") or dim // n_heads,
-            ffn_dim=values["intermediate_size"],
-            max_positions=values.get("max_position_embeddings", 2048),
-            norm_eps=values.get("rms_norm_eps", 1e-6),
-            rope_theta=theta,
-            rope_scaling=scaling,
-            head=head,
-            tied=head == "lm" and values.get("tie_word_embeddings", False),
-            qkv_bias=family == "qwen2",
-            windows=_windows(values),
-            role_embeddings=bool(values.get("use_role_embeddings")),
-            role_embeddings_init=str(values.get("role_embeddings_init") or "zeros"),
-            family=family,
-            bos=values.get("bos_token_id"),
-            eos=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
-            pad=values.get("pad_token_id"),
-            dtype=str(values.get("dtype") or values.get("torch_dtype") or "float32").removeprefix("torch."),
-        )
+        return cls(**fields_of(values, where))
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` that transformers, vLLM and llama.cpp read; rotary settings in both spellings."""
         eos = list(self.eos) if len(self.eos) != 1 else self.eos[0]
+        family = FAMILIES[self.family]
         values: dict[str, Any] = {
-            "architectures": [ARCHITECTURES[self.family]] if self.head == "lm" else [_scoring(self.family)],
+            "architectures": [family.architecture if self.head == "lm" else family.scoring],
             "model_type": self.family,
             "vocab_size": self.vocab_size,
             "hidden_size": self.dim,
@@ -143,15 +151,9 @@ class ModelConfig:
             "num_attention_heads": self.n_heads,
             "num_key_value_heads": self.n_kv_heads,
             "head_dim": self.head_dim,
-            "hidden_act": "silu",
             "max_position_embeddings": self.max_positions,
             "rms_norm_eps": self.norm_eps,
-            "rope_theta": self.rope_theta,
-            "rope_scaling": self.rope_scaling,
-            "rope_parameters": {
-                "rope_theta": self.rope_theta,
-                **(self.rope_scaling or {"rope_type": "default"}),
-            },
+            **self._rope_values(),
             "tie_word_embeddings": self.tied,
             "attention_dropout": 0.0,
             "initializer_range": 0.02,
@@ -166,20 +168,35 @@ class ModelConfig:
             values |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
         if self.role_embeddings:
             values |= {"use_role_embeddings": True, "role_embeddings_init": self.role_embeddings_init}
-        if self.family == "llama":
-            values |= {"attention_bias": False, "mlp_bias": False}
-        window = next((w for w in self.windows or () if w), None)
-        if self.family == "mistral":
-            values["sliding_window"] = window
-        if self.family == "qwen2":
-            layers = self.windows or (None,) * self.n_layers
-            values |= {
-                "use_sliding_window": window is not None,
-                "sliding_window": window,
-                "max_window_layers": next((i for i, w in enumerate(layers) if w), self.n_layers),
-                "layer_types": ["sliding_attention" if w else "full_attention" for w in layers],
-            }
-        return values
+        values |= {key: allowed[0] for key, allowed in family.fixed.items() if allowed[0] is not None}
+        values |= {key: getattr(self, name) for key, name in family.numbers.items()}
+        return values | {key: self._of_layers()[key] for key in family.written}
+
+    def _rope_values(self) -> dict[str, Any]:
+        """In both spellings: transformers 5 reads rope_parameters, all others the older keys."""
+        scaling = written_scaling(self.rope_scaling, self.max_positions)
+        parameters: dict[str, Any] = {"rope_theta": self.rope_theta, **(scaling or {"rope_type": "default"})}
+        if self.partial_rotary != 1.0:
+            parameters["partial_rotary_factor"] = self.partial_rotary
+        if self.local_theta is not None:
+            local = {"rope_theta": self.local_theta, "rope_type": "default"}
+            parameters = {FULL: parameters, SLIDING: local}
+        return {"rope_theta": self.rope_theta, "rope_scaling": scaling, "rope_parameters": parameters}
+
+    def _of_layers(self) -> dict[str, Any]:
+        """What a config.json may say of windows and rotary embeddings, in every family's words."""
+        layers = self.windows or (None,) * self.n_layers
+        window = next((w for w in layers if w), None)
+        return {
+            "sliding_window": window,
+            "use_sliding_window": window is not None,
+            "max_window_layers": next((i for i, w in enumerate(layers) if w), self.n_layers),
+            "layer_types": [SLIDING if w else FULL for w in layers],
+            "rope_local_base_freq": self.local_theta,
+            "partial_rotary_factor": self.partial_rotary,
+            ORIGINAL: self.original_context or self.max_positions,
+            "no_rope_layers": [int(turns) for turns in self.rope_layers or (True,) * self.n_layers],
+        }
 
 
 def role_embeddings_std(init: str) -> float:
@@ -192,58 +209,3 @@ def role_embeddings_std(init: str) -> float:
     if (kind, colon) not in (("zeros", ""), ("gaussian", ":")) or not 0 <= std < math.inf:
         raise UserError(f"role_embeddings_init is {init!r}, must be zeros or gaussian:STD, say gaussian:0.02")
     return std
-
-
-_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-
-
-def _scoring(family: str) -> str:
-    return ARCHITECTURES[family].replace("ForCausalLM", _SCORING)
-
-
-_SCORING = "ForSequenceClassification"
-
-
-def _head(values: dict[str, Any], where: str) -> Literal["lm", "score"]:
-    """Which head the architecture has; one of more than one label is refused."""
-    if not any(str(name).endswith(_SCORING) for name in values.get("architectures") or []):
-        return "lm"
-    key = "id2label" if "id2label" in values else "num_labels"
-    labels = len(values[key]) if key == "id2label" else values.get(key, 2)  # transformers' default
-    if labels != 1:
-        raise UserError(
-            f"{where}: {key} makes {labels} labels of a text; supported is 1, the score of a reward model"
-        )
-    return "score"
-
-
-def _rope(values: dict[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling, from transformers 5's `rope_parameters` or the older pair of keys."""
-    scaling = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
-    theta = float(scaling.pop("rope_theta", None) or values.get("rope_theta") or 10000.0)
-    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
-    scaling.pop("type", None)
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
-        raise UserError(f"{where}: rope type {kind!r} is not supported; supported are default, llama3")
-    wanted = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    missing = [key for key in wanted if key not in scaling]
-    if missing:
-        raise UserError(f"{where}: rope type llama3 needs {', '.join(missing)}")
-    return theta, {"rope_type": "llama3", **{key: scaling[key] for key in wanted}}
-
-
-def _windows(values: dict[str, Any]) -> tuple[int | None, ...] | None:
-    window, n_layers = values.get("sliding_window"), values["num_hidden_layers"]
-    if values["model_type"] == "llama" or not window:
-        return None
-    if values["model_type"] == "mistral":
-        return (window,) * n_layers
-    if not values.get("use_sliding_window"):
-        return None
-    types = values.get("layer_types")
-    if types is None:
-        full = values.get("max_window_layers", 28)
-        types = ["sliding_attention" if layer >= full else "full_attention" for layer in range(n_layers)]
-    return tuple(window if kind == "sliding_attention" else None for kind in types)

@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor
 
-from tutelage.model.causal import masked_attention
+from tutelage.model.causal import PLAIN, Scores, masked_attention
 
 ALIKE = (
     0.75  # shortest document of a bucket, as a share of its longest: at most 7/16 of its scores are wasted
@@ -56,7 +56,14 @@ def find_buckets(positions: Tensor, docs: Tensor, branches: Tensor | None = None
 
 
 def attend_buckets(
-    q: Tensor, k: Tensor, v: Tensor, buckets: list[Bucket], masks: list[Tensor | None], *, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    buckets: list[Bucket],
+    masks: list[Tensor | None],
+    scores: Scores = PLAIN,
+    *,
+    dropout: float,
 ) -> Tensor:
     """(B, H, T, C), (B, K, T, C), (B, K, T, C) -> (B, H, T, C), 0 in padding; `masks` by bucket."""
     if not buckets:  # a row of padding, as batches that top up a step are
@@ -68,7 +75,7 @@ def attend_buckets(
     parts = [_gathered(x, places) for x, places in ((q, queries), (k, keys), (v, keys))]
     outputs = []
     for bucket, mask, q_part, k_part, v_part in zip(buckets, masks, *parts, strict=True):
-        out = masked_attention(q_part, k_part, v_part, mask, dropout=dropout)  # (n, H, S − offset, C)
+        out = masked_attention(q_part, k_part, v_part, mask, scores, dropout=dropout)  # (n, H, S − offset, C)
         outputs.append(out.transpose(1, 2).reshape(-1, H, C).index_select(0, bucket.kept))
     places = torch.cat([bucket.places for bucket in buckets])
     mixed = q.new_zeros(B * T, H, C).index_copy(0, places, torch.cat(outputs))

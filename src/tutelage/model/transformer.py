@@ -1,6 +1,6 @@
-"""A decoder-only transformer of the Llama family: tokens in, hidden states out.
+"""A decoder-only transformer: tokens in, hidden states out. Of families of models it knows nothing.
 
-B rows   T positions   D model dim   H query heads   K kv heads   C head dim   V vocabulary
+B rows   T positions   D model dim   V vocabulary
 """
 
 import math
@@ -11,81 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tutelage.model.attention import Layout, attend, plan
+from tutelage.model.attention import plan
+from tutelage.model.block import Block, RMSNorm, Turn
 from tutelage.model.cache import KVCache
 from tutelage.model.config import ModelConfig
 from tutelage.model.roles import RoleEmbeddings, initialise_roles_
-from tutelage.model.rope import frequencies, rotate, rotation
+from tutelage.model.rope import document_lengths, rope
 from tutelage.model.score import initialise_score_, with_score_head
-
-
-class RMSNorm(nn.Module):
-    """Root mean square normalisation in float32, https://arxiv.org/abs/1910.07467."""
-
-    def __init__(self, dim: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)"""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
-
-
-class Attention(nn.Module):
-    def __init__(self, config: ModelConfig, layer: int):
-        super().__init__()
-        queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.dim, queries, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.dim, keys, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.dim, keys, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(queries, config.dim, bias=False)
-        self.head_dim = config.head_dim
-        self.layer = layer
-        self.window = config.windows[layer] if config.windows else None
-
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], layout: Layout, kv: KVCache | None) -> Tensor:
-        """(B, T, D) -> (B, T, D)"""
-        B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, C)
-        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, C)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
-        q, k = rotate(q, turn), rotate(k, turn)
-        if kv is not None:
-            k, v = kv.write(self.layer, k, v, layout.positions)  # (B, K, used, C)
-        mixed = attend(q, k, v, layout, self.window)  # (B, H, T, C)
-        return self.o_proj(mixed.transpose(1, 2).reshape(B, T, -1))
-
-
-class MLP(nn.Module):
-    """SwiGLU, https://arxiv.org/abs/2002.05202."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)"""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class Block(nn.Module):
-    def __init__(self, config: ModelConfig, layer: int):
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
-        self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = MLP(config)
-        self.dropout = nn.Dropout(0.0)  # of what joins the residual
-
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], layout: Layout, kv: KVCache | None) -> Tensor:
-        """(B, T, D) -> (B, T, D)"""
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), turn, layout, kv))
-        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
 class Decoder(nn.Module):
@@ -96,7 +28,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         self.dropout = nn.Dropout(0.0)  # of embeddings
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.norm = RMSNorm(config.dim, config)
         # Last, as where it is added to a finished model, so that parameters have one order.
         table = RoleEmbeddings(config.dim) if config.role_embeddings else None
         self.role_embeddings: RoleEmbeddings | None = table
@@ -115,9 +47,10 @@ class Transformer(nn.Module):
         plain = config.head == "lm" and not config.tied
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False) if plain else None
         self.score = nn.Linear(config.dim, 1, bias=False) if config.head == "score" else None
-        # Not a buffer: a model built on the meta device must not lose it, and no file holds it.
-        with torch.device("cpu"):
-            self._frequencies = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        # Of windowed layers, and of others. Not buffers: no file holds them.
+        self._ropes = {
+            kind: rope(config.rotary_dim, *config.rope(kind)) for kind in set(config.rope_kinds) if kind
+        }
 
     def forward(
         self,
@@ -137,7 +70,7 @@ class Transformer(nn.Module):
         """
         if kv is not None:
             kv.reserve(positions)
-        x = self.model.embed_tokens(tokens)  # (B, T, D)
+        x = self._embedded(tokens)
         if self.model.role_embeddings is not None:
             assert roles is not None or not self.training, "a model with role embeddings trains without roles"
             x = x if roles is None else x + self.model.role_embeddings(roles)
@@ -151,14 +84,15 @@ class Transformer(nn.Module):
             impl=self.attention_impl,
             dropout=self.attention_dropout if self.training else 0.0,
         )
-        turn = rotation(positions, self._on(positions.device), x.dtype)
-        for block in self.model.layers:
-            x = block(x, turn, layout, kv)
+        turns = self._turns(positions, docs, kv, x.dtype)
+        for block, kind in zip(self.model.layers, self.config.rope_kinds, strict=True):
+            x = block(x, turns[kind] if kind else None, layout, kv)
         return self.dropout(self.model.norm(x))
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V), float32; of a score head (..., 1)"""
-        return F.linear(hidden, self.head_weight).float()
+        logits, cap = F.linear(hidden, self.head_weight).float(), self.config.logit_cap
+        return logits if cap is None else (logits / cap).tanh() * cap
 
     def scores(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (...,), float32 in float32 arithmetic: what the score head gives."""
@@ -180,10 +114,24 @@ class Transformer(nn.Module):
     def _windows(self) -> set[int | None]:
         return set(self.config.windows) if self.config.windows else {None}
 
-    def _on(self, device: torch.device) -> Tensor:
-        if self._frequencies.device != device:
-            self._frequencies = self._frequencies.to(device)
-        return self._frequencies
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """(B, T) -> (B, T, D)"""
+        x = self.model.embed_tokens(tokens)
+        # The factor is rounded too, as in Gemma's own code.
+        scaled = self.config.scaled_embeddings
+        return x * float(torch.tensor(math.sqrt(x.shape[-1]), dtype=x.dtype)) if scaled else x
+
+    def _turns(
+        self, positions: Tensor, docs: Tensor | None, kv: KVCache | None, dtype: torch.dtype
+    ) -> dict[str, Turn]:
+        """How every kind of layer turns its queries and keys."""
+        original, long = self.config.original_context, None
+        if original is not None and kv is not None:
+            long = kv.long[:, None].expand_as(positions)
+        elif original is not None:
+            long = document_lengths(positions, docs) > original
+        dtype = torch.float32 if self.config.rope_wide else dtype
+        return {kind: rope.rotation(positions, long, dtype) for kind, rope in self._ropes.items()}
 
 
 def set_dropout(model: Transformer, *, embed: float, attn: float, resid: float, head: float) -> None:
@@ -210,7 +158,7 @@ def initialise_(model: Transformer, *, seed: int, std: float | None = None) -> N
         if "role_embeddings" in name or name == "score.weight":  # drawn apart: the others are as without
             continue
         if name.endswith("norm.weight"):
-            parameter.fill_(1.0)
+            parameter.fill_(model.model.norm.neutral)
         elif name.endswith("bias"):
             parameter.zero_()
         else:

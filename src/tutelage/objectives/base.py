@@ -39,7 +39,7 @@ def token_logps(model: Transformer, batch: Batch, *, temperature: float = 1.0) -
     Holds the logits of a chunk of positions at a time and forms them again in the backward pass.
     """
     hidden, targets, _, places = learned_positions(model, batch)
-    logps = _TokenLogps.apply(hidden, model.head_weight, targets, temperature)
+    logps = _TokenLogps.apply(hidden, model.head_weight, targets, temperature, model.config.logit_cap)
     flat = logps.new_zeros(batch.targets.numel())
     return flat.index_copy(0, places, logps).view_as(batch.targets)
 
@@ -60,16 +60,26 @@ def learned_positions(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor,
     return hidden[places], targets[places], weights[places], places
 
 
-def kl_divergence(hidden: Tensor, head: Tensor, other: Tensor, other_head: Tensor, weights: Tensor) -> Tensor:
+def kl_divergence(
+    hidden: Tensor,
+    head: Tensor,
+    other: Tensor,
+    other_head: Tensor,
+    weights: Tensor,
+    *,
+    cap: float | None = None,
+) -> Tensor:
     """Sum over positions of weights · KL(p || q), p = softmax(head · hidden), q of the others, float32.
 
-    hidden and other (N, D), heads (V, D), weights (N,); the logits of a chunk of positions at a time.
+    hidden and other (N, D), heads (V, D), weights (N,); the logits of a chunk of positions at a time, bent to
+    within ±`cap` where there is one.
     """
     total = weights.new_zeros(())
     across, other_across = _across(head), _across(other_head)
     for part in _chunks(len(hidden), len(head)):
-        p = (hidden[part] @ across).float().log_softmax(-1)  # (n, V)
-        q = (other[part] @ other_across).float().log_softmax(-1)
+        logits, others = (hidden[part] @ across).float(), (other[part] @ other_across).float()  # (n, V)
+        _bend_(logits, cap), _bend_(others, cap)
+        p, q = logits.log_softmax(-1), others.log_softmax(-1)
         total += ((p.exp() * (p - q)).sum(-1) * weights[part]).sum()
     return total
 
@@ -82,23 +92,27 @@ def linear_cross_entropy(
     *,
     fp32: bool = False,
     compiled: bool = False,
+    cap: float | None = None,
 ) -> Tensor:
     """Sum over positions of weights · −log softmax(head · hidden)[targets], float32.
 
     hidden (N, D), head (V, D), targets (N,), weights (N,). Gradients are formed in the forward pass, chunk by
     chunk, so the logits exist once and only a chunk of them (cut cross-entropy, https://arxiv.org/abs/2411.09009,
-    and Liger's fused linear cross-entropy do the same). `fp32` forms the logits in float32 too.
+    and Liger's fused linear cross-entropy do the same). `fp32` forms the logits in float32 too;
+    with a `cap` they are bent to within it.
     """
     if not torch.is_grad_enabled():  # validation wants no gradients formed
         states, wide = (hidden.float(), head.float()) if fp32 else (hidden, head)
-        return -(_TokenLogps.apply(states.detach(), wide.detach(), targets, 1.0) * weights).sum()
+        return -(_TokenLogps.apply(states.detach(), wide.detach(), targets, 1.0, cap) * weights).sum()
     chunk_loss = _compiled_chunk_loss() if compiled else _chunk_loss
-    return _LinearCrossEntropy.apply(hidden, head, targets, weights, chunk_loss, fp32)
+    return _LinearCrossEntropy.apply(hidden, head, targets, weights, chunk_loss, fp32, cap)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden, head, targets, weights, chunk_loss, fp32) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden, head, targets, weights, chunk_loss, fp32, cap
+    ) -> Tensor:
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
         wide = head.float() if fp32 else head
         # float16 has no room for gradients before the loss scale, which the backward pass brings.
@@ -109,7 +123,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         across = _across(wide)
         for part in _chunks(len(hidden), len(head)):
             states = hidden[part].to(wide.dtype)
-            loss, gradient, slope = chunk_loss(states, wide, across, targets[part], weights[part], head_grad)
+            own = targets[part], weights[part]
+            loss, gradient, slope = chunk_loss(states, wide, across, *own, head_grad, cap)
             total += loss
             if hidden_grad is not None:
                 hidden_grad[part] = gradient
@@ -125,7 +140,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_dtype, head_dtype = ctx.dtypes
         hidden_grad = None if hidden_grad is None else hidden_grad.mul_(upstream).to(hidden_dtype)
         head_grad = None if head_grad is None else head_grad.mul_(upstream).to(head_dtype)
-        return hidden_grad, head_grad, None, None, None, None
+        return hidden_grad, head_grad, None, None, None, None, None
 
 
 def _across(head: Tensor) -> Tensor:
@@ -134,13 +149,20 @@ def _across(head: Tensor) -> Tensor:
 
 
 def _chunk_loss(
-    states: Tensor, head: Tensor, across: Tensor, targets: Tensor, weights: Tensor, head_grad: Tensor | None
+    states: Tensor,
+    head: Tensor,
+    across: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    head_grad: Tensor | None,
+    cap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The chunk's weighted loss, its derivative by `states`, and that by the targets' logits (n, 1).
 
     The derivative by the head is added to `head_grad`, but for the targets' part.
     """
     logits = (states @ across).float()  # (n, V)
+    bend = _bend_(logits, cap)
     chosen = targets[:, None]
     own, largest = logits.gather(1, chosen), logits.amax(-1, keepdim=True)  # (n, 1)
     odds = logits.sub_(largest).exp_()
@@ -149,6 +171,8 @@ def _chunk_loss(
     loss = ((normaliser - own)[:, 0] * weights).sum()
     # Chance - 1 would lose its digits in bfloat16 where the target is nearly certain: it goes by itself.
     slope = ((own - normaliser).exp() - 1) * weights[:, None]
+    if bend is not None:
+        odds, slope = odds * bend, slope * bend.gather(1, chosen)
     odds = odds.to(states.dtype).scatter_(1, chosen, 0.0)
     scale = weights[:, None] / total  # makes slopes of odds, beside D rather than V
     if head_grad is not None:
@@ -170,15 +194,17 @@ def _add_(total: Tensor, part: Tensor) -> None:
 
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden, head, targets, temperature) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, hidden, head, targets, temperature, cap) -> Tensor:  # type: ignore[override]
         parts, across = [], _across(head)
         for part in _chunks(len(hidden), len(head)):
-            logits = _tempered((hidden[part] @ across).float(), temperature)
+            logits = (hidden[part] @ across).float()
+            _bend_(logits, cap)
+            logits = _tempered(logits, temperature)
             own, largest = logits.gather(1, targets[part, None]), logits.amax(-1, keepdim=True)  # (n, 1)
             total = logits.sub_(largest).exp_().sum(-1, keepdim=True)  # in place: logsumexp makes a copy
             parts.append((own - largest - total.log())[:, 0])
         ctx.save_for_backward(hidden, head, targets)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.cap = temperature, cap
         return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
     @staticmethod
@@ -189,16 +215,28 @@ class _TokenLogps(torch.autograd.Function):
         head_grad = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
         across = _across(head)
         for part in _chunks(len(hidden), len(head)):
-            logits = _tempered((hidden[part] @ across).float(), ctx.temperature)
+            logits = (hidden[part] @ across).float()
+            bend = _bend_(logits, ctx.cap)
+            logits = _tempered(logits, ctx.temperature)
             odds = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
             scale = (upstream[part, None] / ctx.temperature).float()  # (n, 1)
             slope = odds.mul_(-scale / odds.sum(-1, keepdim=True))
-            slope = slope.scatter_add_(1, targets[part, None], scale).to(hidden.dtype)
+            slope = slope.scatter_add_(1, targets[part, None], scale)
+            slope = (slope if bend is None else slope.mul_(bend)).to(hidden.dtype)
             if hidden_grad is not None:
                 hidden_grad[part] = slope @ head
             if head_grad is not None:
                 _add_(head_grad, slope.t() @ hidden[part])
-        return hidden_grad, None if head_grad is None else head_grad.to(head.dtype), None, None
+        return hidden_grad, None if head_grad is None else head_grad.to(head.dtype), None, None, None
+
+
+def _bend_(logits: Tensor, cap: float | None) -> Tensor | None:
+    """Bend logits to within ±cap in place, as Transformer.unembed does; returns the slope of that."""
+    if cap is None:
+        return None
+    slope = 1 - logits.div_(cap).tanh_().square()
+    logits.mul_(cap)
+    return slope
 
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:

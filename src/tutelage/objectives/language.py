@@ -17,6 +17,12 @@ class NextToken:
     def __call__(self, model: Transformer, batch: Batch) -> Loss:
         hidden, targets, weights, _ = learned_positions(model, batch)
         total = linear_cross_entropy(
-            hidden, model.head_weight, targets, weights, fp32=self.fp32_logits, compiled=self.compiled
+            hidden,
+            model.head_weight,
+            targets,
+            weights,
+            fp32=self.fp32_logits,
+            compiled=self.compiled,
+            cap=model.config.logit_cap,
         )
         return Loss(total, weights.sum())

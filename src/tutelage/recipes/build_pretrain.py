@@ -47,20 +47,20 @@ class BuildPretrainConfig:
 def run(config: BuildPretrainConfig) -> None:
     """Read, tokenize, write, and say how much it is."""
     from tutelage.checkpoint.tokenizer import load_tokenizer
-    from tutelage.data.read import parse_sources
-    from tutelage.data.saved import as_files
+    from tutelage.data.paths import find_data
     from tutelage.data.shard_build import build
+    from tutelage.data.sources import parse_sources
     from tutelage.report.progress import ByteBar
 
     tokenizer = load_tokenizer(config.tokenizer)
-    files = as_files(
+    found = find_data(
         config.train_data_paths,
         config.train_data_splits,
         cache_dir=config.cache_dir,
         log=lambda text: print(text, file=sys.stderr),
         flag="--train_data_splits",
     )
-    sources = parse_sources(files)
+    sources = parse_sources(found)
     try:
         with ByteBar("tokenizing") as bar:
             built = build(

@@ -30,8 +30,8 @@ class BuildStoriesConfig:
 
 def run(config: BuildStoriesConfig) -> None:
     """Write the files and name them."""
-    from tutelage.data.stories import write
-    from tutelage.data.story_pairs import write_pairs
+    from tutelage.data.stories.pairs import write_pairs
+    from tutelage.data.stories.plots import write
 
     write(config.output_dir, stories=config.stories, conversations=config.conversations, seed=config.seed)
     write_pairs(config.output_dir, pairs=config.pairs, seed=config.seed)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
-    from tutelage.data.storyteller_build import Shard
+    from tutelage.data.stories.storyteller_build import Shard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +43,8 @@ class BuildStorytellerConfig:
 
 def run(config: BuildStorytellerConfig) -> None:
     """Write the files and name them."""
-    from tutelage.data.storyteller import shards_of
-    from tutelage.data.storyteller_build import DONE, NAMES, build, plan_shards
+    from tutelage.data.stories.storyteller import shards_of
+    from tutelage.data.stories.storyteller_build import DONE, NAMES, build, plan_shards
     from tutelage.report.progress import ByteBar
 
     shards = plan_shards(
@@ -63,7 +63,7 @@ def run(config: BuildStorytellerConfig) -> None:
 
 def _built(config: BuildStorytellerConfig, shards: list[Shard]) -> bool:
     """Whether output_dir holds just this data set already; another one is refused."""
-    from tutelage.data.storyteller_build import DONE, origins
+    from tutelage.data.stories.storyteller_build import DONE, origins
 
     done = config.output_dir / DONE
     if not done.exists() or config.overwrite:

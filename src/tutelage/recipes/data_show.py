@@ -18,6 +18,7 @@ from tutelage.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tutelage.data.paths import DataPath
     from tutelage.data.store import SampleStore
     from tutelage.text.template import Template
     from tutelage.text.tokenizer import Tokenizer
@@ -31,6 +32,8 @@ class DataShowConfig:
     train_data_splits: tuple[
         str, ...
     ] = ()  # of each path that is a data set of the hub or local:; - for files
+    train_data_shapes: tuple[str, ...] = ()  # of each path, where its records do not say it
+    data_fields: tuple[str, ...] = ()  # OLD=NEW, other names for keys, like question=instruction
     train_num_samples: tuple[float, ...] = ()  # of each path: above 1 a count, up to 1 a share, -1 all
     skip_bad_rows: bool = False  # count rows that cannot be used and go on without them
     num_data_workers: int = 1  # processes that encode
@@ -68,23 +71,25 @@ def run(config: DataShowConfig) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from tutelage.data.comparison import compares
     from tutelage.data.cut import cut
     from tutelage.data.dataset import encode_paths
-    from tutelage.data.saved import as_files
+    from tutelage.data.paths import find_data
+    from tutelage.data.sources import compares
     from tutelage.report.inspect import histogram, show_line
 
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    files = as_files(
+    files = find_data(
         config.train_data_paths,
         config.train_data_splits,
         cache_dir=config.cache_dir,
         log=log,
         flag="--train_data_splits",
+        shapes=config.train_data_shapes,
+        fields=config.data_fields,
     )
-    ranked = all(compares(Path(file.removeprefix("jsonl:"))) for file in files)
+    ranked = compares(files)
     if ranked and config.too_long == "split":
         raise UserError("too_long is split, and answers that are compared are truncated or dropped")
     tokenizer, template = _text_of(config, files, ranked=ranked)
@@ -107,10 +112,12 @@ def run(config: DataShowConfig) -> None:
         show_line(console, Text(line))
 
 
-def _text_of(config: DataShowConfig, files: list[str], *, ranked: bool) -> tuple[Tokenizer, Template | None]:
+def _text_of(
+    config: DataShowConfig, files: list[DataPath], *, ranked: bool
+) -> tuple[Tokenizer, Template | None]:
     """The tokenizer, and a template if there are conversations to render."""
     from tutelage.checkpoint.tokenizer import load_tokenizer
-    from tutelage.data.read import parse_sources
+    from tutelage.data.sources import parse_sources
     from tutelage.text.template import Template
 
     sources = parse_sources(files, ranked=ranked)

@@ -50,7 +50,8 @@ class Divergence:
         for batch, was in self._kept:
             hidden = _states(model, batch)
             counted = torch.ones(len(hidden), device=hidden.device)
-            sums[0] += kl_divergence(hidden, model.head_weight, was, self._head, counted).double()
+            head, cap = model.head_weight, model.config.logit_cap
+            sums[0] += kl_divergence(hidden, head, was, self._head, counted, cap=cap).double()
             sums[1] += len(hidden)
         reshard(model)
         total, count = dist.all_reduce_sum(sums).tolist()

@@ -29,7 +29,7 @@ class DownloadTinystoriesConfig:
 def run(config: DownloadTinystoriesConfig) -> None:
     """Download, unpack, show a story."""
     from tutelage.data.download import download, recall, remember, unpack
-    from tutelage.data.storyteller import SHARD
+    from tutelage.data.stories.storyteller import SHARD
     from tutelage.report.progress import ByteBar
 
     archive = config.output_dir / "TinyStories_all_data.tar.gz"
@@ -52,7 +52,7 @@ def run(config: DownloadTinystoriesConfig) -> None:
 
 def _show(shard: Path) -> None:
     """Print the first item that is a story."""
-    from tutelage.data.storyteller import conversation_of, items_of
+    from tutelage.data.stories.storyteller import conversation_of, items_of
 
     for item in items_of(shard):
         messages = conversation_of(item)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from tutelage.errors import UserError
 from tutelage.objectives.loss_names import REFERENCE_FREE, SELF_NORMALISED, SMOOTHED, LossName
 from tutelage.recipes.preferring import PreferenceConfig
-from tutelage.recipes.tuning import TuningConfig
 
 if TYPE_CHECKING:
     from tutelage.objectives.base import Objective
@@ -43,7 +42,7 @@ class DPOConfig(PreferenceConfig):
     precompute_reference: bool = False  # read it once over all data, kept in cache_dir: one model in memory
 
     def __post_init__(self) -> None:
-        TuningConfig.__post_init__(self)
+        PreferenceConfig.__post_init__(self)
         problems = [
             f"{name} is {value}, must be {words}"
             for name, value, right, words in (

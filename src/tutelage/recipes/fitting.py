@@ -285,6 +285,7 @@ def _non_finite(
 
 
 def _place(name: str, paths: Sequence[str]) -> str:
-    """`0-17`, a sample's id, as the line of a file."""
-    path, _, line = name.partition("-")
-    return f"{paths[int(path)]}:{line}"
+    """`0-17`, a sample's id, as the line of a file; `0.2-17` is line 17 of the third file of a path."""
+    place, _, line = name.partition("-")
+    path, _, file = place.partition(".")
+    return f"{paths[int(path)]}:{line}" if not file else f"{paths[int(path)]}, file {int(file) + 1}:{line}"

@@ -183,7 +183,7 @@ def _requests(config: GenerateConfig, tokenizer: Tokenizer, template: Template |
 def _records(config: GenerateConfig, faults: list[str]) -> Iterator[tuple[str, Any]]:
     """(where it stands, record) for every prompt, in order; lines that are no JSON go to `faults`."""
     if config.input is None:
-        from tutelage.data.storyteller import story_prompt
+        from tutelage.data.stories.storyteller import story_prompt
 
         prompts = [story_prompt(config.words, config.features)] if config.words else config.prompt
         yield from ((f"prompt {number}", {"prompt": text}) for number, text in enumerate(prompts, start=1))

@@ -31,6 +31,11 @@ class PreferenceConfig(TuningConfig):
     """jsonl:FILE, local:DIR, hub ids with prompt, chosen, rejected; chosen, rejected; or prompt, answers"""
     share_prompt: bool = False  # compute what the answers to a prompt begin with once for all of them
 
+    def __post_init__(self) -> None:
+        TuningConfig.__post_init__(self)
+        if self.streaming:
+            raise UserError("streaming is for sft and pretrain; answers are compared of a whole data set")
+
     @property
     def has_own_samples(self) -> bool:
         """Held-out prompts are answered where there are any."""
@@ -71,10 +76,11 @@ def comparisons(
     """
     from tutelage import dist
     from tutelage.data.groups import Comparisons
-    from tutelage.recipes.preparing import encoded, say
+    from tutelage.recipes.preparing import say
+    from tutelage.recipes.reading import encoded
 
     def read(split: str, first: int = 0) -> Data:
-        store = encoded(config, tokenizer, template, split, too_long=config.too_long, ranked=True)
+        store = encoded(config, tokenizer, template, split, say, too_long=config.too_long, ranked=True)
         groups = Comparisons(store, share_prompt=config.share_prompt, scored=scored, first=first)
         if not alone and (lonely := groups.sizes == 1).any():
             raise UserError(

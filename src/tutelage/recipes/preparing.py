@@ -10,13 +10,12 @@ import torch
 from tutelage import dist
 from tutelage.checkpoint.hf import check_files
 from tutelage.checkpoint.tokenizer import load_tokenizer
-from tutelage.data.dataset import prepare
 from tutelage.data.loader import Lay, Loader
 from tutelage.data.order import Groups
 from tutelage.data.pack import collate
-from tutelage.data.saved import as_files
 from tutelage.data.store import SampleStore
 from tutelage.data.streams import TokenStreams
+from tutelage.data.windows import Streaming
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.score import refuse_score_head
@@ -24,6 +23,7 @@ from tutelage.model.transformer import Transformer
 from tutelage.recipes.fitting import loader_words
 from tutelage.recipes.pretokenized import ShardSettings, open_shards, shard_directories
 from tutelage.recipes.quantizing import quantization_of
+from tutelage.recipes.reading import encoded, stream
 from tutelage.recipes.training import TrainingConfig
 from tutelage.recipes.watching import total_steps
 from tutelage.report.trained_table import trained_table
@@ -94,18 +94,22 @@ def loaders(
 ) -> tuple[Loader, Loader | None]:
     """The training data and, if there is any, the held-out data, encoded, cut, counted aloud and batched."""
 
-    def read(split: str) -> SampleStore | TokenStreams:
+    def read(split: str) -> SampleStore | TokenStreams | Streaming:
+        if split == "train" and config.streaming:
+            return stream(config, tokenizer, template, say, too_long=too_long, allow_unmasked=allow_unmasked)
         paths = config.train_data_paths if split == "train" else config.val_data_paths
         if directories := shard_directories(paths):
             return open_shards(config, shards or ShardSettings(), directories, tokenizer, split, say)
-        if split == "train" and shards is not None and shards != ShardSettings():
+        if split == "train" and shards is not None and shards.packing != "auto":
             raise UserError(
-                "train_data_weights and shard_packing say how rows are made of shards, and these paths are "
-                "none: run `tutelage data build pretrain` on each of them, or leave the flags out"
+                "shard_packing says how rows are made of shards, and these paths are none: run "
+                "`tutelage data build pretrain` on each of them, or leave the flag out"
             )
-        return encoded(config, tokenizer, template, split, too_long=too_long, allow_unmasked=allow_unmasked)
+        return encoded(
+            config, tokenizer, template, split, say, too_long=too_long, allow_unmasked=allow_unmasked
+        )
 
-    def batched(store: SampleStore | TokenStreams, *, training: bool) -> Loader:
+    def batched(store: SampleStore | TokenStreams | Streaming, *, training: bool) -> Loader:
         return loader_of(config, store, length=config.max_seq_len, training=training, reduction=reduction)
 
     store = dist.rank_zero_first(lambda: read("train"))
@@ -117,41 +121,9 @@ def loaders(
     return training, batched(held_out, training=False)
 
 
-def encoded(
-    config: TrainingConfig,
-    tokenizer: Tokenizer,
-    template: Template | None,
-    split: str,
-    *,
-    too_long: Literal["truncate", "drop", "split"],
-    allow_unmasked: bool = False,
-    ranked: bool = False,
-) -> SampleStore:
-    """The documents of the train or the val paths, cut and counted aloud; `ranked` ones are answers."""
-    training = split == "train"
-    paths = config.train_data_paths if training else config.val_data_paths
-    splits = config.train_data_splits if training else config.val_data_splits
-    return prepare(
-        as_files(paths, splits, cache_dir=config.cache_dir, log=say, flag=f"--{split}_data_splits"),
-        num_samples=config.train_num_samples if training else config.val_num_samples,
-        template=template,
-        tokenizer=tokenizer,
-        max_seq_len=config.max_seq_len,
-        too_long=too_long,
-        max_cut_percent=config.max_cut_percent,
-        skip_bad_rows=config.skip_bad_rows,
-        allow_unmasked=allow_unmasked,
-        workers=config.num_data_workers,
-        cache_dir=config.cache_dir,
-        log=say,
-        split=split,
-        ranked=ranked,
-    )
-
-
 def loader_of(
     config: TrainingConfig,
-    store: Groups | TokenStreams,
+    store: Groups | TokenStreams | Streaming,
     *,
     length: int,
     training: bool,
@@ -159,7 +131,7 @@ def loader_of(
     lay: Lay = collate,
 ) -> Loader:
     """This process's steps of a data set: endless and shuffled for training, else once and in order."""
-    return Loader(
+    loader = Loader(
         store,
         length=length,
         rows=config.micro_batch_size_per_gpu,
@@ -172,8 +144,13 @@ def loader_of(
         shuffle=training,
         workers=config.num_loader_workers if training else 0,
         epochs=None if training else 1,
+        weights=config.train_data_weights if training else (),
         lay=lay,
     )
+    unit = "rows" if config.pack_samples else config.unit
+    for path, (share, passes) in zip(config.train_data_paths, loader.passes, strict=False):
+        say(f"train data: {path}: {share:.1%} of the {unit}, {passes:.1f} passes an epoch")
+    return loader
 
 
 def with_room(shape: ModelConfig, deepest: int, what: str) -> ModelConfig:
@@ -219,7 +196,8 @@ def plan(config: TrainingConfig, blueprint: Transformer, loader: Loader, device:
     if config.lr_scheduler != "constant" and config.warmup(steps) >= steps:
         say(f"the rate only rises: the warm-up is {config.warmup(steps):,} steps, and the run {steps:,}")
     made_of = loader_words(config, loader)
-    say(f"plan: {steps:,} optimizer steps of {made_of}, {loader.steps_per_epoch(0):,} an epoch")
+    epoch = "read while training" if loader.endless else f"{loader.steps_per_epoch(0):,} an epoch"
+    say(f"plan: {steps:,} optimizer steps of {made_of}, {epoch}")
 
 
 _ORIGINS = {  # what a checkpoint does not hold
@@ -270,11 +248,15 @@ def check_resume(
     say(f"resuming from {whole[-1]}")
 
 
-def _preview(config: TrainingConfig, store: SampleStore | TokenStreams, tokenizer: Tokenizer) -> None:
+def _preview(
+    config: TrainingConfig, store: SampleStore | TokenStreams | Streaming, tokenizer: Tokenizer
+) -> None:
     if config.no_visualize_dataset or dist.rank():
         return
     from tutelage.report.inspect import preview
 
     if isinstance(store, TokenStreams):
         store = store.beginning(_PREVIEWED * config.max_seq_len)
+    elif isinstance(store, Streaming):
+        store = store.beginning()
     preview(store, tokenizer, samples=1, seed=config.seed)

@@ -14,7 +14,6 @@ smollm2-135m or -360m; qwen2.5-0.5b, -1.5b or -7b; llama3.2-1b or -3b; llama3.1-
 config.json of your own. Only the shape is taken, never weights; the vocabulary is the tokenizer's.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -54,8 +53,6 @@ class PretrainConfig(TrainingConfig):
     train_data_paths: tuple[
         str, ...
     ]  # text:FILE, jsonl:FILE with texts, document:FILE, data sets; or shards:DIR, tokenized before
-    train_data_weights: tuple[float, ...] = ()  # of each shards: path, its share of the rows; none: all, once
-
     shard_packing: Literal["auto", "best_fit", "stream"] = (
         "auto"  # best_fit: short documents stay whole; stream: cut at row ends, for any amount of text
     )
@@ -97,13 +94,6 @@ class PretrainConfig(TrainingConfig):
             problems.append("quant is for weights that exist already; give ckpt_paths")
         if self.dropout_attn and self.attention_impl == "flash":
             problems.append("dropout_attn does not go with attention_impl flash; sdpa and eager have it")
-        if self.train_data_weights and len(self.train_data_weights) != len(self.train_data_paths):
-            problems.append(
-                f"train_data_weights has {len(self.train_data_weights)} numbers "
-                f"for {len(self.train_data_paths)} train_data_paths"
-            )
-        if not all(0 < weight < math.inf for weight in self.train_data_weights):
-            problems.append("train_data_weights must each be a number above 0")
         if self.train_data_weights and self.shard_packing == "best_fit":
             problems.append("train_data_weights mix the rows of streams; leave shard_packing at auto")
         if problems:

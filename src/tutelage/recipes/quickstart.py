@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tutelage.data.stories import Messages
+    from tutelage.data.stories.plots import Messages
 
 Counts = dict[str, tuple[int, int]]  # by kind: how many are right, and how many there are
 
@@ -170,7 +170,7 @@ def _train(stage: str, directory: Path, words: list[str]) -> None:
 
 def _judge(run_directory: Path, data: Path) -> Counts:
     """Of every kind of held-out prompt, how many replies of the model are right, and how many there are."""
-    from tutelage.data.stories import verdict
+    from tutelage.data.stories.plots import verdict
 
     right, asked = Counter[str](), Counter[str]()
     for messages in _replies(run_directory, data / "prompts.jsonl", "answers.jsonl"):
@@ -182,7 +182,7 @@ def _judge(run_directory: Path, data: Path) -> Counts:
 
 def _judge_endings(run_directory: Path, data: Path) -> Counts:
     """Of stories for requests that name no mood, drawn at temperature 1, how many are what was wanted."""
-    from tutelage.data.story_pairs import judge
+    from tutelage.data.stories.pairs import judge
 
     drawn = _replies(run_directory, data / "requests.jsonl", "stories.jsonl", "--temperature", "1")
     return {f"{kind}, drawn": counts for kind, counts in judge(drawn).items()}
@@ -199,7 +199,7 @@ def _replies(run_directory: Path, prompts: Path, name: str, *sampling: str) -> l
 
 def _judge_scores(run_directory: Path, data: Path) -> Counts:
     """Of held-out pairs, by what they are about, how many the reward model scores in the right order."""
-    from tutelage.data.story_pairs import is_happy
+    from tutelage.data.stories.pairs import is_happy
 
     pairs, scores = data / "held_out_pairs.jsonl", run_directory / "scores.jsonl"
     words = ["--input", str(pairs), "--output", str(scores), "--overwrite"]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from tutelage.errors import UserError
 from tutelage.recipes.preferring import PreferenceConfig
-from tutelage.recipes.tuning import TuningConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +23,7 @@ class RewardConfig(PreferenceConfig):
     center_rewards_coefficient: float = 0.0  # weight of (better + worse)^2, which holds scores around 0
 
     def __post_init__(self) -> None:
-        TuningConfig.__post_init__(self)
+        PreferenceConfig.__post_init__(self)
         if self.center_rewards_coefficient < 0:
             raise UserError(
                 f"center_rewards_coefficient is {self.center_rewards_coefficient}, must be 0 or more"

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from tutelage.errors import UserError
 from tutelage.recipes.preferring import PreferenceConfig
-from tutelage.recipes.tuning import TuningConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +19,7 @@ class SimPOConfig(PreferenceConfig):
     rpo_alpha: float = 0.0  # weight of the chosen answers' own loss, by the token, beside the preference
 
     def __post_init__(self) -> None:
-        TuningConfig.__post_init__(self)
+        PreferenceConfig.__post_init__(self)
         problems = [] if self.simpo_beta > 0 else [f"simpo_beta is {self.simpo_beta}, must be above 0"]
         if self.rpo_alpha < 0:
             problems.append(f"rpo_alpha is {self.rpo_alpha}, must be 0 or more")

@@ -23,20 +23,25 @@ def choose(
     """The rows to read of each path; bad ones are refused, or skipped aloud.
 
     `flags` is what the names of the flags begin with: --train_, say."""
-    from tutelage.data.read import Faults, parse_sources, scan
-    from tutelage.data.saved import as_files
+    from tutelage.data.faults import Faults
+    from tutelage.data.paths import find_data
+    from tutelage.data.read import sample_together, scan
+    from tutelage.data.sources import parse_sources
 
-    files = as_files(paths, splits, cache_dir=cache_dir, log=say, flag=f"{flags}data_splits")
-    faults, chosen = Faults(), []
-    for source, amount in zip(parse_sources(files), num_samples or (-1.0,) * len(files), strict=True):
-        rows = scan(source)
+    found = find_data(paths, splits, cache_dir=cache_dir, log=say, flag=f"{flags}data_splits")
+    scanned = [scan(source) for source in parse_sources(found)]
+    faults = Faults()
+    for rows in scanned:
         faults.extend(rows.faults)
-        chosen.append((rows, amount))
     if faults.count and skip_bad_rows:
         say(f"{faults.count:,} bad rows skipped, the first of them {faults.named[0]}")
     elif faults.count:
         faults.refuse()
-    return [rows.sample(amount, f"{flags}num_samples") for rows, amount in chosen]
+    chosen = []
+    for number, amount in enumerate(num_samples or (-1.0,) * len(found)):
+        parts = [rows for rows in scanned if rows.source.number == number]
+        chosen += sample_together(parts, amount, str(found[number]), f"{flags}num_samples")
+    return [rows for rows in chosen if len(rows)]
 
 
 def sample_bytes(chosen: list[Rows], limit: int) -> list[Rows]:
@@ -65,7 +70,7 @@ def placed_texts(chosen: Sequence[Rows]) -> Iterator[tuple[str, str]]:
 
     for rows in chosen:
         for line, row in zip(rows.lines, load_rows(rows.source, rows.offsets), strict=True):
-            place = f"{rows.source.path}:{line}"
+            place = rows.source.place(line)
             if isinstance(row, str):
                 yield place, row
             else:

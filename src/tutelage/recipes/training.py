@@ -1,5 +1,6 @@
 """The settings that every training stage shares, in the words of the command line."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,14 +19,22 @@ class TrainingConfig:
 
     # Data
     train_data_paths: tuple[str, ...]
-    """jsonl:FILE with messages or text, text:FILE, a document a line, document:FILE, local:DIR, hub ids"""
+    """jsonl:, parquet:, csv:, json: or text:FILE, a folder or *.suffix of them, local:DIR, hub ids"""
     val_data_paths: tuple[str, ...] = ()  # held-out data of the same kinds; none: no validation
     train_data_splits: tuple[
         str, ...
     ] = ()  # of each path that is a data set of the hub or local:; - for files
     val_data_splits: tuple[str, ...] = ()  # of each path, as above
+    train_data_shapes: tuple[str, ...] = ()  # of each path: messages, sharegpt, alpaca, ... or - to find out
+    val_data_shapes: tuple[str, ...] = ()  # of each path, as above
+    data_fields: tuple[str, ...] = ()  # OLD=NEW, other names for keys of records, like question=instruction
     train_num_samples: tuple[float, ...] = ()  # of each path: above 1 a count, up to 1 a share, -1 all
     val_num_samples: tuple[float, ...] = ()  # of each path, as above
+    train_data_weights: tuple[float, ...] = ()  # of each path, its share of the rows; none: all of each, once
+    streaming: bool = (
+        False  # read while training, for data that is too much to encode first; needs train_steps
+    )
+    shuffle_buffer_size: int = 4096  # with streaming: records of a path that are shuffled among themselves
     max_seq_len: int = 4096  # positions of the longest document and, packed, of a row
     pack_samples: bool = False  # fill rows of max_seq_len best-fit; a batch then counts rows, not samples
     max_cut_percent: float = 5.0  # of rows or tokens that may be cut or dropped before the data is refused
@@ -131,6 +140,14 @@ class TrainingConfig:
         ]
         if not self.train_data_paths:
             problems.append("train_data_paths names no path")
+        if self.train_data_weights and len(self.train_data_weights) != len(self.train_data_paths):
+            problems.append(
+                f"train_data_weights has {len(self.train_data_weights)} numbers "
+                f"for {len(self.train_data_paths)} train_data_paths"
+            )
+        if not all(0 < weight < math.inf for weight in self.train_data_weights):
+            problems.append("train_data_weights must each be a number above 0")
+        problems += self._streaming_problems()
         if self.val_num_samples and not self.val_data_paths:
             problems.append("val_num_samples is given, but there are no val_data_paths to take samples from")
         if self.wandb and find_spec("wandb") is None:
@@ -162,6 +179,21 @@ class TrainingConfig:
                 )
         if problems:
             raise UserError("\n  ".join(problems))
+
+    def _streaming_problems(self) -> list[str]:
+        """Settings that do not go with reading while training, or do nothing without it."""
+        defaults = TrainingConfig.__dataclass_fields__
+        if not self.streaming:
+            given = self.shuffle_buffer_size != defaults["shuffle_buffer_size"].default
+            return ["shuffle_buffer_size does nothing without streaming"] if given else []
+        problems = []
+        if self.train_steps < 1:
+            problems.append("streaming needs train_steps: how much data there is is not known before its end")
+        if self.train_num_samples:
+            problems.append(
+                "train_num_samples chooses of all rows, which streaming does not know; leave it out"
+            )
+        return problems
 
     def _adapting_problems(self) -> list[str]:
         """Settings of what is trained that do nothing here, or contradict each other."""
@@ -228,6 +260,7 @@ _BOUNDS = (
             "max_checkpoints",
             "num_data_workers",
             "sample_tokens",
+            "shuffle_buffer_size",
             "lora_rank",
         ),
         lambda value: value >= 1,

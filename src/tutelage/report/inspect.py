@@ -84,14 +84,14 @@ def sample_lines(store: SampleStore, index: int, tokenizer: Tokenizer, note: str
     yield Text("└─ end of document", "bold")
 
 
-def histogram(lengths: np.ndarray, *, limit: int | None = None) -> list[str]:
+def histogram(lengths: np.ndarray, *, limit: int | None = None, unit: str = "tokens") -> list[str]:
     """How many documents have how many tokens, as lines; `limit` is the most that fit a row."""
     if not len(lengths):
         return ["no documents"]
     width = _round_width((int(lengths.max()) + 1) / _BARS)
     counts = np.bincount(np.asarray(lengths) // width)
     digits = len(f"{width * len(counts):,}")
-    lines = ["tokens in a document, and how many documents have so many"]
+    lines = [f"{unit} in a document, and how many documents have so many"]
     for number, count in enumerate(counts.tolist()):
         low, high = number * width, (number + 1) * width - 1
         bar = "█" * round(_BAR_WIDTH * count / counts.max()) or ("▏" if count else "")
@@ -99,7 +99,7 @@ def histogram(lengths: np.ndarray, *, limit: int | None = None) -> list[str]:
         lines.append(f"{low:>{digits},} - {high:>{digits},} {bar:<{_BAR_WIDTH}} {count:,}{mark}")
     middle, most = np.percentile(lengths, [50, 95], method="lower").astype(int)
     lines.append(
-        f"{len(lengths):,} documents, {int(lengths.sum()):,} tokens: mean {lengths.mean():,.0f}, "
+        f"{len(lengths):,} documents, {int(lengths.sum()):,} {unit}: mean {lengths.mean():,.0f}, "
         f"median {middle:,}, 95 % have at most {most:,}, longest {int(lengths.max()):,}"
     )
     return lines

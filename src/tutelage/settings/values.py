@@ -10,6 +10,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
+_SHOWN = 200  # characters of a value
 _WORDS = {
     int: "an integer",
     float: "a number",
@@ -34,6 +35,7 @@ def convert(value: Any, kind: Any) -> Any:
             continue
     words = value if isinstance(value, list) else [value]
     shown = " ".join("null" if word is None else f'"{word}"' for word in words) if words else "nothing"
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
     raise ValueError(f"was {shown}, accepted: {accepted(kind)}")
 
 

@@ -79,6 +79,20 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deep for a file of settings") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a JSON {type(content).__name__}, an object is wanted")
+    _check(content, path)
     return content
+
+
+def _check(settings: dict[str, Any], path: Path) -> None:
+    """Refuse tokens and templates that are neither text nor an object with their text."""
+    listed = [token for key in LISTED if isinstance(tokens := settings.get(key), list) for token in tokens]
+    for token in [*(settings.get(name) for name in NAMED), *listed]:
+        if token is not None and not isinstance(content_of(token), str):
+            raise UserError(f"{path}: {repr(token)[:80]} stands for a token, and is no text")
+    template = settings.get("chat_template")
+    if template is not None and not isinstance(template, str | list):
+        raise UserError(f"{path}: chat_template is {repr(template)[:80]}, not a text")

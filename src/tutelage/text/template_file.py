@@ -66,10 +66,23 @@ def find_template(name_or_path: str | Path) -> Path:
 def read_template(path: Path) -> TemplateFile:
     """The template in a YAML file; UserError names the file and the key of the first mistake."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Once)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deep for a template") from error
     return _Reader(path).template(content)
+
+
+class _Once(yaml.SafeLoader):
+    """Refuses a key that is given twice: of two values one would be lost in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.value in seen or seen.add(key.value)):
+                raise yaml.MarkedYAMLError(None, None, f"{key.value} is given twice", key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _STRING, _OPTIONAL, _STRINGS, _FLAG, _SECTION = (

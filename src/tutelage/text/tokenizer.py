@@ -52,7 +52,7 @@ class Tokenizer:
         self._reaches_left = any(token["special"] and token["lstrip"] for token in vocabulary["added_tokens"])
         self._control_ids = frozenset(self.control.values())
         self._spelled = sentinels(self.control)
-        self._twin = tokenizers.Tokenizer.from_str(json.dumps(twin_of(vocabulary, self.control)))
+        self._twin = _library(json.dumps(twin_of(vocabulary, self.control)))
 
     @classmethod
     def load(cls, directory: Path) -> "Tokenizer":
@@ -86,7 +86,10 @@ class Tokenizer:
             ) from error
         # transformers reads what is made here with the class named here, not with the one once named there
         settings = {**named, **settings, "tokenizer_class": named["tokenizer_class"]}
-        return cls(json.dumps(made, ensure_ascii=False), settings, content)
+        try:
+            return cls(json.dumps(made, ensure_ascii=False), settings, content)
+        except Exception as error:  # the library raises plain Exception for what it cannot read
+            raise UserError(f"{path} is not a tokenizer that can be read: {error}") from error
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str, dict[str, Any], bytes | None]]:
         # the library's object is rebuilt in each process
@@ -172,6 +175,16 @@ def _move_to_sentinels(starts: np.ndarray, tokens: list[int], control: frozenset
     for place, token in enumerate(tokens):
         if token in control and text[starts[place] : starts[place] + 1] != OPEN:
             starts[place] = max(text.find(OPEN, starts[place]), starts[place])
+
+
+def _library(source: str) -> tokenizers.Tokenizer:
+    """The library's tokenizer; ValueError for what it cannot read."""
+    try:
+        return tokenizers.Tokenizer.from_str(source)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of its Rust code, and no Exception
+            raise
+        raise ValueError(str(error)) from error
 
 
 def _byte_tokens(vocabulary: dict[str, Any]) -> frozenset[int]:

@@ -11,8 +11,9 @@ from functools import cache
 import torch
 from torch import nn
 
+from tutelage.model.block import Block
 from tutelage.model.lora import LoRALayer
-from tutelage.model.transformer import Block, Transformer
+from tutelage.model.transformer import Transformer
 
 # Dense bfloat16 in 10^12 operations a second, from the vendors' data sheets; where these give the rate with
 # sparsity, half of it. A name has all the words of its line; the first line that fits holds.
@@ -70,18 +71,20 @@ def flops_per_token(model: Transformer, context: float) -> float:
 def _of_block(block: Block, context: float, follows: bool) -> tuple[float, bool]:
     """Its operations a token, and whether what it gives depends on a trained weight; `follows`: its input."""
     attention, mlp = block.self_attn, block.mlp
-    reads = follows or _trained(block.input_layernorm)
-    (q_ops, q), (k_ops, k), (v_ops, v) = (
-        _linear(layer, reads) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
+    reads = follows or _trained(block.norm(0))
+    read = [_linear(layer, reads) for layer in attention.readers]  # of a fused layer one for all three
+    operations: float = sum(ops for ops, _ in read)
+    q, k, v = (trained for _, trained in (read if len(read) == 3 else read * 3))
+    q, k = q or _trained(attention.q_norm), k or _trained(attention.k_norm)
     products = 2 + (q or k) + q + k + v  # scores and mixture; gradients by scores, queries, keys, values
-    scores = 2.0 * attention.q_proj.out_features * context * products
+    operations += 2.0 * attention.sizes[0] * context * products
     o_ops, mixed = _linear(attention.o_proj, q or k or v)
-    follows = follows or mixed
-    reads = follows or _trained(block.post_attention_layernorm)
-    (gate_ops, gate), (up_ops, up) = (_linear(layer, reads) for layer in (mlp.gate_proj, mlp.up_proj))
-    down_ops, down = _linear(mlp.down_proj, gate or up)
-    return q_ops + k_ops + v_ops + scores + o_ops + gate_ops + up_ops + down_ops, follows or down
+    follows = follows or mixed or _trained(block.norm(1))
+    reads = follows or _trained(block.norm(2))
+    read = [_linear(layer, reads) for layer in mlp.readers]
+    down_ops, down = _linear(mlp.down_proj, any(trained for _, trained in read))
+    operations += o_ops + sum(ops for ops, _ in read) + down_ops
+    return operations, follows or down or _trained(block.norm(3))
 
 
 def _linear(layer: nn.Linear, follows: bool) -> tuple[int, bool]:

@@ -36,6 +36,11 @@ def freeze_(model: Transformer, settings: Freezing) -> None:
         check_patterns(patterns, names, flag)
     if settings.layers > len(model.model.layers):
         raise UserError(f"frozen_layers is {settings.layers}, the model has {len(model.model.layers)} blocks")
+    if settings.query_value_only and model.config.fused:
+        raise UserError(
+            "query_value_only trains q_proj and v_proj, and this model has them in one layer with the keys, "
+            "qkv_proj; name what to train with trained_params"
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_trained(name, settings, tied=model.head is model.model.embed_tokens))
     if not any(p.requires_grad for p in model.parameters()):

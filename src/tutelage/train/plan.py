@@ -181,7 +181,16 @@ def _flex(ledger: Ledger, pairs: float) -> Callable[..., Tensor]:
             torch.empty_like(normaliser)  # sum of upstream times out
             return tuple(torch.empty_like(x) for x in (q, k, v))
 
-    def flex(q: Tensor, k: Tensor, v: Tensor, *, block_mask: Any, enable_gqa: bool) -> Tensor:
+    def flex(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        score_mod: Any,
+        block_mask: Any,
+        scale: float | None,
+        enable_gqa: bool,
+    ) -> Tensor:
         return Flex.apply(q, k, v)
 
     return flex

@@ -47,6 +47,8 @@ def recompute(model: Transformer, ratio: float, policy: Literal["block", "matmul
         if (index + 1) * ratio >= threshold - 1e-9:
             how = {"use_reentrant": False, "context_fn": partial(contexts, block)}
             block.forward = partial(checkpoint, block.forward, **how)
+            # All is formed anew here, up to what the last matmul reads: that matmul itself need not be.
+            block.mlp.form_anew = policy == "matmul"
             chosen.append(index)
             threshold += 1
     return chosen

@@ -3,9 +3,9 @@
 
 import re
 
-from tutelage.data.html_text import text_of
-from tutelage.data.preference_records import Ranked, by_score
-from tutelage.data.raw_rows import Row, number
+from tutelage.data.builders.html_text import text_of
+from tutelage.data.builders.raw_rows import Row, number
+from tutelage.data.builders.records import Ranked, by_score
 
 _ABOUT_PICTURES = re.compile(r"\b(photo|video|movie|youtube)\b", re.IGNORECASE)
 _WORD = re.compile(r"\w+")

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.preference_records import Ranked
-from tutelage.data.raw_rows import Row, rows_of
+from tutelage.data.builders.raw_rows import Row, questions_of, rows_of, texts
+from tutelage.data.builders.records import Ranked
 from tutelage.errors import UserError
 
 
@@ -14,31 +14,22 @@ def examples_of(path: Path) -> Iterator[tuple[str, Ranked | str]]:
 
     `train.jsonl` has its labels in `train-labels.lst`, a 0 or 1 a line. Requests repeat every question, with
     other questions before it for a prompt; taken is the bare question, once."""
-    labels, seen = _labels(path), set[object]()
-    place = str(path)
-    for number, (place, row) in enumerate(rows_of(path)):
+    labels = _labels(path)
+    for number, (place, row) in enumerate(questions_of(rows_of(path))):
         if labels is not None and number >= len(labels):
             raise UserError(f"{place}: there are only {len(labels):,} labels beside the file")
         if isinstance(row, str):
             yield place, row
-        elif "doc" in row:
-            if not isinstance(row["doc"], dict):
-                yield place, "its doc is not an object"
-            elif (question := row.get("native_id")) is None or question not in seen:
-                seen.add(question)
-                yield place, ranked_of(row["doc"])
         else:
             yield place, ranked_of(row if labels is None else {**row, "label": labels[number]})
 
 
 def ranked_of(row: Row) -> Ranked | str:
     """The right solution before the wrong one, or why there is none."""
-    texts: list[str] = []
-    for key in ("goal", "sol1", "sol2"):
-        if not isinstance(row.get(key), str):
-            return f"it has no {key} that is a string"
-        texts.append(row[key])
-    goal, *solutions = texts
+    found = texts(row, "goal", "sol1", "sol2")
+    if isinstance(found, str):
+        return found
+    goal, *solutions = found
     label: Any = row.get("label")
     if label not in (0, 1):
         return "its label is neither 0 nor 1; PIQA's own files want NAME-labels.lst beside NAME.jsonl"

@@ -8,8 +8,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tutelage.data import story_words as words
-from tutelage.data.stories import Messages, Plot, about, follows, imagine, is_held_out, tell
+from tutelage.data.stories import words
+from tutelage.data.stories.plots import Messages, Plot, about, follows, imagine, is_held_out, tell
 
 _NAMES_MOOD = re.compile(r"\b(happy|sad) story about ")
 _MOODS = re.compile(r"\b(happy|sad)\b")

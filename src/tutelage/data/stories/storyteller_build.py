@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tutelage.data.processes import in_processes
-from tutelage.data.storyteller import conversation_of, items_of
+from tutelage.data.stories.storyteller import conversation_of, items_of
 from tutelage.errors import UserError
 
 SPLITS, KINDS = ("train", "val"), ("chats", "stories")

@@ -2,8 +2,8 @@
 
 from typing import Any, Literal
 
-from tutelage.data.preference_records import Ranked, by_score
-from tutelage.data.raw_rows import Row, number
+from tutelage.data.builders.raw_rows import Row, number
+from tutelage.data.builders.records import Ranked, by_score
 from tutelage.text.messages import message_faults
 
 Score = Literal["overall", "fine_grained"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from tutelage.data import story_words as words
+from tutelage.data.stories import words
 
 Messages = list[dict[str, str]]
 

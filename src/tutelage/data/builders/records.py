@@ -1,4 +1,5 @@
-"""Answers to one prompt, from best to worst, and the record of a data set that is made of them."""
+"""What builders make of raw rows (conversations, or answers to one prompt from best to worst), and the record
+of a data set that is made of each."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from tutelage.text.messages import has_half_character, message_faults
 
 Messages = list[dict[str, str]]
-Kind = Literal["pairs", "ranked", "chosen", "best", "prompts"]
+Kind = Literal["chats", "pairs", "ranked", "chosen", "best", "prompts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +21,26 @@ class Ranked:
     scores: list[float] | None = None  # of each answer, falling; None: only their order is known
 
 
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    messages: Messages  # ends with the assistant's
+    about: str = ""  # conversations about one thing are held out together; default: what is asked first
+
+    @property
+    def opening(self) -> Messages:
+        """What stands before the first answer, or what it is about."""
+        if self.about:
+            return [{"role": "user", "content": self.about}]
+        roles = [message["role"] for message in self.messages]
+        return self.messages[: roles.index("assistant")]
+
+
+Example = Ranked | Conversation
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """What becomes of ranked answers."""
+    """What becomes of ranked answers, and of conversations, which are written whole or without the end."""
 
     kind: Kind
     min_answers: int = 2  # of different scores; a prompt with fewer is left out
@@ -36,7 +54,12 @@ def by_score(prompt: Messages, scored: Sequence[tuple[float, str]]) -> Ranked:
     return Ranked(prompt, [text for _, text in ordered], [score for score, _ in ordered])
 
 
-def checked(ranked: Ranked) -> Ranked | str:
+def checked(example: Example) -> Example | str:
+    """The example as it may be written, or what is wrong with it in a few words."""
+    return _checked_chat(example) if isinstance(example, Conversation) else checked_answers(example)
+
+
+def checked_answers(ranked: Ranked) -> Ranked | str:
     """Stripped, each answer once at its best place; or what is wrong, in a few words."""
     if fault := message_faults(ranked.prompt, answered=False):
         return f"the prompt: {fault}"
@@ -56,8 +79,19 @@ def checked(ranked: Ranked) -> Ranked | str:
     return _of(replace(ranked, prompt=prompt, answers=answers), kept)
 
 
-def record_of(ranked: Ranked, choice: Choice, rng: Random) -> dict[str, Any] | str:
+def texts_of(example: Example) -> list[list[str]]:
+    """All that is said, of ranked answers with each answer."""
+    if isinstance(example, Conversation):
+        return [[message["content"] for message in example.messages]]
+    asked = [message["content"] for message in example.prompt]
+    return [[*asked, answer] for answer in example.answers]
+
+
+def record_of(example: Example, choice: Choice, rng: Random) -> dict[str, Any] | str:
     """One line of the data set, or why there is none; `rng` draws among equals and among the worse."""
+    if isinstance(example, Conversation):
+        return {"messages": example.messages[:-1] if choice.kind == "prompts" else example.messages}
+    ranked = example
     if choice.kind == "pairs":
         return _pair(ranked, rng)
     different = without_ties(ranked, rng)
@@ -82,6 +116,17 @@ def without_ties(ranked: Ranked, rng: Random) -> Ranked:
     for place, score in enumerate(ranked.scores):
         places.setdefault(score, []).append(place)
     return _of(ranked, [rng.choice(equal) for equal in places.values()])
+
+
+def _checked_chat(conversation: Conversation) -> Conversation | str:
+    if fault := message_faults(conversation.messages):
+        return fault
+    messages = [{**message, "content": message["content"].strip()} for message in conversation.messages]
+    if messages[-1]["role"] != "assistant":
+        return "it does not end with the assistant"
+    if not all(message["content"] for message in messages):
+        return "a message is empty"
+    return replace(conversation, messages=messages)
 
 
 def _pair(ranked: Ranked, rng: Random) -> dict[str, Any] | str:

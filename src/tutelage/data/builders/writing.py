@@ -4,17 +4,26 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, TextIO
 
-from tutelage.data.preference_records import Choice, Messages, Ranked, checked, record_of
+from tutelage.data.builders.records import (
+    Choice,
+    Conversation,
+    Example,
+    Messages,
+    checked,
+    record_of,
+    texts_of,
+)
 from tutelage.errors import UserError
 
-Examples = Iterable[tuple[str, Ranked | str]]  # where it stands, and what it is or why it is left out
+Examples = Iterable[tuple[str, Example | str]]  # where it stands, and what it is or why it is left out
+TooLong = Callable[[list[str]], str | None]  # given all that is said, why it is left out
 NAMES = {"train": "train.jsonl", "val": "val.jsonl"}
 
 
@@ -42,8 +51,15 @@ class Counts:
         return [f"{kept}: {split}" if split else kept, *reasons]
 
 
-def build(
-    examples: Examples, held_out: Examples, directory: Path, *, choice: Choice, val_percent: float, seed: int
+def write(
+    examples: Examples,
+    held_out: Examples,
+    directory: Path,
+    *,
+    choice: Choice,
+    val_percent: float,
+    seed: int,
+    too_long: TooLong = lambda said: None,
 ) -> Counts:
     """Write `directory`/train.jsonl and val.jsonl.
 
@@ -61,7 +77,7 @@ def build(
             }
             for place, example, held in _marked(held_out, examples):
                 counts.read += 1
-                record, key = _record(example, choice, seed)
+                record, key = _record(example, choice, seed, too_long)
                 split = "val" if held or _drawn(key, val_percent) else "train"
                 if isinstance(record, str):
                     counts.skip(place, record)
@@ -84,18 +100,25 @@ def prompt_key(prompt: Messages, seed: int) -> bytes:
     return hashlib.sha256(json.dumps([seed, said]).encode()).digest()[:16]
 
 
-def _marked(held_out: Examples, examples: Examples) -> Iterator[tuple[str, Ranked | str, bool]]:
+def _marked(held_out: Examples, examples: Examples) -> Iterator[tuple[str, Example | str, bool]]:
     """All examples, those of `held_out` first, and whether they are that."""
     for given, held in ((held_out, True), (examples, False)):
         for place, example in given:
             yield place, example, held
 
 
-def _record(example: Ranked | str, choice: Choice, seed: int) -> tuple[dict[str, Any] | str, bytes]:
+def _record(
+    example: Example | str, choice: Choice, seed: int, too_long: TooLong
+) -> tuple[dict[str, Any] | str, bytes]:
     """A line to be written, or why there is none; and the key of its prompt, from which all chance comes."""
     good = example if isinstance(example, str) else checked(example)
     if isinstance(good, str):
         return good, b""
+    for said in texts_of(good):
+        if reason := too_long(said):
+            return reason, b""
+    if isinstance(good, Conversation):
+        return record_of(good, choice, Random(seed)), prompt_key(good.opening, seed)
     key = prompt_key(good.prompt, seed)
     answers = "\0".join(good.answers)  # so that questions asked twice do not draw alike
     return record_of(good, choice, Random(f"{key.hex()}{answers}")), key

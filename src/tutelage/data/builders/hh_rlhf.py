@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from tutelage.data.preference_records import Messages, Ranked
+from tutelage.data.builders.records import Messages, Ranked
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}

@@ -1,0 +1,133 @@
+"""Files of lines, and what their lines are: conversations, prompts, plain texts, or answers to compare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tutelage.data.comparison import MARKS
+from tutelage.data.paths import DataPath, File, find_data
+from tutelage.data.shapes import CHAT_SHAPES, keys_of, renamed, shapes_of, text_key
+from tutelage.data.tables import LONGEST_LINE, TABLES, open_bytes, table_rows
+from tutelage.errors import UserError
+
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file of a data set, and how it is read."""
+
+    kind: Literal["jsonl", "prompt", "text", "ranked"]
+    """what a row is: a conversation, one without its answer, plain text, or a `Comparison`"""
+    path: Path
+    unit: Literal["line", "record", "file"] = "line"  # what a row of text is of its file
+    key: str = ""  # under which a record has its text
+    shape: str = "messages"  # in which a record has its conversation
+    fields: tuple[tuple[str, str], ...] = ()  # other names for keys of its records
+    name: str = ""  # of where its lines come from, if they were written out; "": its path
+    form: str = ""  # parquet, csv or json, where its rows are no lines
+    by_rows: bool = False  # whether line n is row n there, and no line
+    number: int = 0  # of the path that it belongs to
+    first: int = 0  # line of the record that its shape was recognised by; 0: it was by none
+    unused: tuple[str, ...] = ()  # what its records have besides, that is of another shape
+
+    def __str__(self) -> str:
+        """The path as it may be given on a command line."""
+        forms = {"line": "text" if self.kind == "text" else "jsonl", "record": "jsonl", "file": "document"}
+        return f"{forms[self.unit]}:{self.path}"
+
+    def place(self, line: int) -> str:
+        """Where a row is, for people."""
+        name = self.name or str(self.path)
+        return f"{name} row {line}" if self.by_rows else f"{name}:{line}"
+
+
+def parse_sources(
+    paths: Sequence[str | Path | DataPath], *, ranked: bool = False, prompts: bool = False
+) -> list[Source]:
+    """The files of each path, in order, with what their records are; the first record of each says it.
+
+    With `ranked` records compare answers, with `prompts` they end where the assistant would speak; no other
+    files will do."""
+    sources = []
+    for number, path in enumerate(paths):
+        found = path if isinstance(path, DataPath) else _found(str(path))
+        sources += [_source(file, found, number, ranked, prompts) for file in found.files]
+    for source in sources:
+        if ranked and source.kind != "ranked":
+            raise UserError(f"{source} has no answers to compare; give jsonl: files that have")
+        if prompts and source.kind != "prompt":
+            raise UserError(f"{source} has no prompts; give jsonl: files with prompt or messages")
+    return sources
+
+
+def compares(paths: Sequence[DataPath]) -> bool:
+    """Whether the first record of every file says which answers are better."""
+    records = [_first_record(file)[1] for path in paths for file in path.files if file.form == "jsonl"]
+    return len(records) == sum(len(path.files) for path in paths) and all(
+        isinstance(record, dict) and "messages" not in record and MARKS & record.keys() for record in records
+    )
+
+
+def _found(path: str) -> DataPath:
+    return find_data([path], [], log=lambda _: None, flag="--train_data_splits")[0]
+
+
+def _source(file: File, given: DataPath, number: int, ranked: bool, prompts: bool) -> Source:
+    name = "" if str(file.path) == file.name else file.name
+    place = Source("text", file.path, name=name, by_rows=file.by_rows, fields=given.fields, number=number)
+    if file.form in TABLES:
+        place = replace(place, form=file.form, by_rows=file.form != "csv")
+    elif file.form != "jsonl":
+        if given.shape or given.fields:
+            raise UserError(f"{given} is plain text, and shapes and fields are those of records")
+        return replace(place, unit="file" if file.form == "document" else "line")
+    line, first = _first_record(file)
+    first = first if isinstance(first, dict) else {}
+    if first and (absent := [old for old, _ in given.fields if old not in first]):
+        raise UserError(
+            f"data_fields: the first record of {file.name} has no {absent[0]}; it has {keys_of(first)}"
+        )
+    record = renamed(first, given.fields)
+    if ranked:
+        return replace(place, kind="ranked")
+    shapes = [given.shape] if given.shape else shapes_of(record)
+    text = text_key(record)
+    if len(shapes) > 1:
+        raise UserError(
+            f"the first record of {file.name} has the shapes {' and '.join(shapes)}; say which is meant with "
+            "--train_data_shapes"
+        )
+    if not shapes and prompts and record.get("prompt") is not None:
+        shapes = ["prompt"]
+    if prompts:
+        shape = shapes[0] if shapes else "messages"
+        return replace(place, kind="prompt", shape=shape, first=line if shapes else 0)
+    if shapes == ["prompt"]:
+        raise UserError(f"{file.name}: prompts alone have no answers to learn from")
+    if shapes == ["text"] or (not shapes and text and "messages" not in record):
+        return replace(place, unit="record", key=text or "text", first=line if text else 0)
+    shape = shapes[0] if shapes else "messages"
+    unused = [key for key in ("text", "prompt", *sorted(MARKS)) if key in record]
+    unused = tuple(key for key in unused if key not in CHAT_SHAPES[shape])
+    return replace(place, kind="jsonl", shape=shape, first=line if shapes else 0, unused=unused)
+
+
+def _first_record(file: File) -> tuple[int, Any]:
+    """The first line that is not blank, from 1, and what it says as JSON; None if it says nothing."""
+    line = 0
+    if file.form in TABLES:
+        return next(table_rows(file.path, file.form), (line, None))
+    try:
+        with open_bytes(file.path) as lines:
+            while raw := lines.readline(LONGEST_LINE + 2):
+                line += 1
+                if raw := raw.removeprefix(BOM).strip():
+                    return line, json.loads(raw)
+    except (OSError, EOFError, ValueError, RecursionError):  # which scanning names with its line
+        pass
+    return line, None

@@ -1,0 +1,133 @@
+"""Write records of any shape that is read as JSON lines of the one shape that the stages are written for.
+
+    tutelage data convert --input sharegpt.parquet --output chats.jsonl
+    tutelage data convert --input faq.csv --data_fields question=instruction answer=output --output faq.jsonl
+
+Writes {"messages"}; {"prompt", "chosen", "rejected"}, {"prompt", "answers"} or {"prompt", "completion",
+"label"} where answers are compared; {"prompt"} where nothing is answered; {"text"} of plain documents. All
+prompts and answers become lists of messages. `--to prompts` leaves out what the assistant says last. Bad rows
+are refused, the first ten named, or counted and left out with --skip_bad_rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tutelage.errors import UserError
+
+if TYPE_CHECKING:
+    from tutelage.data.comparison import Comparison
+    from tutelage.data.paths import DataPath
+    from tutelage.data.sources import Source
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConvertConfig:
+    input: tuple[str, ...]
+    """jsonl:, parquet:, csv:, json: or text:FILE, a folder or *.suffix of them, local:DIR, hub ids"""
+    input_splits: tuple[str, ...] = ()  # of each input: one of a data set's or a folder's; - for files
+    input_shapes: tuple[str, ...] = ()  # of each input: messages, sharegpt, alpaca, ... or - to find out
+    data_fields: tuple[str, ...] = ()  # OLD=NEW, other names for keys of records, like question=instruction
+    output: Path  # JSON lines
+    to: Literal["auto", "messages", "comparisons", "prompts", "text"] = "auto"  # auto: what the input is
+    skip_bad_rows: bool = False  # count rows that cannot be used and leave them out
+    overwrite: bool = False  # replace output
+    cache_dir: Path | None = None  # of rows that are not lines yet; default ~/.cache/tutelage
+
+    def __post_init__(self) -> None:
+        if not self.input:
+            raise UserError("input names no path")
+        if self.output.exists() and not self.overwrite:
+            raise UserError(f"{self.output} exists; give --overwrite to replace it, or another --output")
+
+
+def run(config: DataConvertConfig) -> None:
+    """Check every row, write the good ones, say how many there were."""
+    from tutelage.data.faults import Faults
+    from tutelage.data.paths import find_data
+    from tutelage.data.read import load_rows, scan
+
+    found = find_data(
+        config.input,
+        config.input_splits,
+        shapes=config.input_shapes,
+        fields=config.data_fields,
+        cache_dir=config.cache_dir,
+        log=_say,
+        flag="--input_splits",
+    )
+    if config.output.resolve() in {file.path.resolve() for path in found for file in path.files}:
+        raise UserError(f"{config.output} would be written over, and is read; give another --output")
+    sources = _sources(config, found)
+    scanned, faults = [scan(source) for source in sources], Faults()
+    for rows in scanned:
+        faults.extend(rows.faults)
+    if not config.skip_bad_rows:
+        faults.refuse()
+
+    def lines() -> Iterator[str]:
+        for rows in scanned:
+            for row in load_rows(rows.source, rows.offsets):
+                yield json.dumps(_canonical(row, rows.source.kind), ensure_ascii=False) + "\n"
+
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    aside = config.output.with_name(f"{config.output.name}.partial")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.writelines(lines())
+        aside.replace(config.output)
+    except OSError as error:
+        raise UserError(f"{config.output} cannot be written: {error.strerror}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+    skipped = f"; {faults.count:,} bad ones left out, first {faults.named[0]}" if faults.count else ""
+    shapes = ", ".join(sorted({_named(source) for source in sources}))
+    _say(f"{sum(map(len, scanned)):,} rows of {shapes}{skipped}")
+    print(config.output)
+
+
+def _sources(config: DataConvertConfig, found: list[DataPath]) -> list[Source]:
+    """The files, read as what they are to become."""
+    from tutelage.data.sources import compares, parse_sources
+
+    ranked = config.to == "comparisons" or (config.to == "auto" and compares(found))
+    sources = parse_sources(found, ranked=ranked, prompts=config.to == "prompts")
+    if config.to == "auto" and all(source.kind == "jsonl" and not source.first for source in sources):
+        prompts = parse_sources(found, prompts=True)
+        sources = prompts if all(source.first for source in prompts) else sources
+    wanted = {"messages": "jsonl", "text": "text"}.get(config.to)
+    if other := next((source for source in sources if wanted and source.kind != wanted), None):
+        has = "conversations, which only a template makes texts of" if wanted == "text" else "plain texts"
+        raise UserError(f"{other.name or other.path} has {has}; leave out --to, or give other input")
+    return sources
+
+
+def _canonical(row: Any, kind: str) -> dict[str, Any]:
+    if kind == "ranked":
+        return _compared(row)
+    return {{"jsonl": "messages", "prompt": "prompt", "text": "text"}[kind]: row}
+
+
+def _compared(row: Comparison) -> dict[str, Any]:
+    known = all(map(math.isfinite, row.scores))
+    if len(row.answers) == 1:
+        return {"prompt": row.prompt, "completion": row.answers[0], "label": row.ranks[0] == 0}
+    if len(row.answers) == 2 and len(set(row.ranks)) == 2:
+        margin = {"margin": row.scores[0] - row.scores[1]} if known else {}
+        return {"prompt": row.prompt, "chosen": row.answers[0], "rejected": row.answers[1], **margin}
+    return {"prompt": row.prompt, "answers": row.answers, **({"scores": row.scores} if known else {})}
+
+
+def _named(source: Source) -> str:
+    names = {"ranked": "comparisons", "text": "plain text", "prompt": "prompts"}
+    return names.get(source.kind, f"the shape {source.shape}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,251 @@
+"""Parquet, CSV, JSON arrays and compressed lines give the rows they hold, named as people find them."""
+
+import gzip
+import json
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny_data import refusal
+
+from tutelage.data.dataset import encode_paths
+from tutelage.data.paths import files_of, find_data, form_of
+from tutelage.data.read import load_rows, sample_together, scan
+from tutelage.data.sources import parse_sources
+from tutelage.data.store import SampleStore
+from tutelage.data.tables import table_rows
+
+CHATS = [
+    [{"role": "user", "content": f"q{i} é👋\n"}, {"role": "assistant", "content": "a"}] for i in range(3)
+]
+RECORDS = [{"messages": each} for each in CHATS]
+
+
+def find(*paths, splits=(), **options):
+    return find_data(list(map(str, paths)), splits, log=lambda _: None, flag="--train_data_splits", **options)
+
+
+def rows_of(*paths, cache, **options) -> list:
+    read = []
+    for source in parse_sources(find(*paths, cache_dir=cache, **options)):
+        rows = scan(source)
+        rows.faults.refuse()
+        read += load_rows(source, rows.offsets)
+    return read
+
+
+def zst(path: Path, content: bytes) -> None:
+    with pa.output_stream(str(path), compression="zstd") as stream:
+        stream.write(content)
+
+
+def lines(records=RECORDS) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    here = tmp_path_factory.mktemp("tables")
+    pq.write_table(pa.Table.from_pylist(RECORDS), here / "a.parquet")
+    (here / "b.json").write_text("\ufeff" + json.dumps(RECORDS, indent=2), encoding="utf-8")
+    (here / "c.json").write_bytes(lines())  # lines, as many call .json
+    (here / "d.jsonl.gz").write_bytes(gzip.compress(lines()[:100]) + gzip.compress(lines()[100:]))
+    zst(here / "e.ndjson.zst", lines())
+    (here / "f.JSON.gz").write_bytes(gzip.compress(json.dumps(RECORDS).encode()))
+    return here
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "b.json", "c.json", "d.jsonl.gz", "e.ndjson.zst", "f.JSON.gz"])
+def test_every_kind_of_file_gives_the_same_rows(place, name, tmp_path):
+    assert rows_of(place / name, cache=tmp_path) == CHATS
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert rows_of(place / name, cache=tmp_path) == CHATS
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_what_changed_is_written_out_again(tmp_path):
+    path = tmp_path / "a.json"
+    for count in (1, 2):
+        path.write_text(json.dumps(RECORDS[:count]))
+        assert len(rows_of(path, cache=tmp_path)) == count
+
+
+def csv_of(tmp_path, content: bytes, name: str = "a.csv", **options) -> list:
+    (tmp_path / name).write_bytes(content)
+    return rows_of(tmp_path / name, cache=tmp_path / "cache", **options)
+
+
+def test_csv_has_quotes_line_ends_in_cells_and_any_delimiter(tmp_path):
+    content = '\ufeffinstruction,output\r\n"Say ""a, b""",c\r\n\r\n"two\nlines",d\r\n'.encode()
+    asked = [messages[0]["content"] for messages in csv_of(tmp_path, content)]
+    assert asked == ['Say "a, b"', "two\nlines"]
+    for delimiter, name in ((";", "b.csv"), ("\t", "c.tsv")):
+        (chat,) = csv_of(tmp_path, f"instruction{delimiter}output\nq,{delimiter}é".encode(), name)
+        assert [message["content"] for message in chat] == ["q,", "é"]
+
+
+def test_a_row_of_csv_is_named_by_the_line_it_begins_on(tmp_path):
+    content = b'instruction,output\n"two\nlines",d\n\n" ",x\nlast,y\n'
+    (tmp_path / "a.csv").write_bytes(content)
+    (source,) = parse_sources(find(tmp_path / "a.csv", cache_dir=tmp_path / "cache"))
+    rows = scan(source)
+    assert rows.faults.named == [f"{tmp_path}/a.csv:5: its instruction is blank, and it has no input"]
+    assert rows.lines.tolist() == [2, 6]
+
+
+def test_cells_of_csv_may_spell_lists_and_labels(tmp_path):
+    spelled = json.dumps(CHATS[0]).replace('"', '""')
+    (chat,) = csv_of(tmp_path, f'messages\n"{spelled}"'.encode())
+    assert chat == CHATS[0]
+    (tmp_path / "k.csv").write_text("prompt,completion,label\nq,a,True\nq,b,false\n")
+    sources = parse_sources(find(tmp_path / "k.csv", cache_dir=tmp_path / "cache"), ranked=True)
+    rows = scan(sources[0])
+    assert [row.ranks for row in load_rows(sources[0], rows.offsets)] == [[0], [1]] and not rows.faults.count
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"instruction,output\na,b,c\n",
+            ":2: 3 fields, and the header has 2; quote texts that hold a delimiter",
+        ),
+        (b"instruction,output\na,b\na\n", ":3: 1 fields, and the header has 2"),
+        (b'instruction,output\na,b\n"a"x,b\n', ":3: ',' expected after '\"'; quote texts in \""),
+        (b'instruction,output\na,"b\n', ":2: unexpected end of data"),
+        (b"output,output\na,b\n", ":1: two columns are called 'output'; give each its own name"),
+        (b"instruction,output\n\xe4,b\n", " is not UTF-8: byte 0xe4; save it as UTF-8"),
+    ],
+)
+def test_broken_csv_is_refused_with_its_line(tmp_path, content, message):
+    assert f"a.csv{message}" in refusal(csv_of, tmp_path, content)
+
+
+def test_nulls_and_values_json_has_no_form_for_pass_through_parquet(tmp_path):
+    records = [
+        {"instruction": "q", "input": None, "output": "a", "day": date(2024, 1, 2), "cost": Decimal("1.5")},
+        {"instruction": "r", "input": "i", "output": None, "image": b"\xff\x00"},
+    ]
+    names = sorted({key for record in records for key in record})
+    pq.write_table(
+        pa.Table.from_pylist([{n: r.get(n) for n in names} for r in records]), tmp_path / "a.parquet"
+    )
+    (source,) = parse_sources(find(tmp_path / "a.parquet", cache_dir=tmp_path))
+    rows = scan(source)
+    assert rows.faults.named == [f"{tmp_path}/a.parquet row 2: its output is null"]
+    assert next(load_rows(source, rows.offsets))[0]["content"] == "q"
+
+
+def test_keys_that_other_messages_have_are_no_nulls_of_a_message(tmp_path):
+    spoken = [{"role": "user", "content": "q", "name": "Jo"}, {"role": "assistant", "content": "a"}]
+    pq.write_table(pa.Table.from_pylist([{"messages": spoken}]), tmp_path / "a.parquet")
+    assert rows_of(tmp_path / "a.parquet", cache=tmp_path) == [spoken]
+    silent = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None}]
+    pq.write_table(pa.Table.from_pylist([{"messages": silent}]), tmp_path / "b.parquet")
+    message = refusal(rows_of, tmp_path / "b.parquet", cache=tmp_path)
+    assert "b.parquet row 1: message 2 has a content that is null, not a string" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[{"a": 1}, {"a": ', ": item 2 is not JSON, or cut off"),
+        (b'[{"a": 1}, {"a": 2}', ": item 3 is not JSON, or cut off"),
+        (b"7", " is neither a JSON array nor one object a line; write it as one of these"),
+        (b"[" * 100_000, ": item 1 is too deeply nested"),
+    ],
+)
+def test_broken_arrays_are_refused_with_the_item(tmp_path, content, message):
+    (tmp_path / "a.json").write_bytes(content)
+    assert refusal(find, tmp_path / "a.json", cache_dir=tmp_path) == f"{tmp_path}/a.json{message}"
+
+
+def test_an_array_larger_than_what_is_read_at_once_is_whole(tmp_path):
+    records = [{"text": "é" * size} for size in (1, 1 << 19, 3 << 20, 5)] + [
+        {"text": str(i)} for i in range(9)
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+    assert [row for _, row in table_rows(tmp_path / "a.json", "json")] == records
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_a_file_that_is_cut_off_is_refused(place, tmp_path, name):
+    whole = {"a.jsonl.gz": "d.jsonl.gz", "a.jsonl.zst": "e.ndjson.zst", "a.parquet": "a.parquet"}[name]
+    (tmp_path / name).write_bytes((place / whole).read_bytes()[:-20])
+    assert f"{name} cannot be" in refusal(find, tmp_path / name, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache" / "datasets").glob("*"))
+
+
+def test_a_folder_is_its_files_in_order_and_ids_say_which(tmp_path):
+    from tiny_data import TEMPLATE, TOKENIZER
+
+    for name, count in (("b/z.jsonl", 2), ("a.jsonl", 3), (".hidden.jsonl", 1)):
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(lines(RECORDS[:count]))
+    found = find(tmp_path / "d", f"{tmp_path}/d/*.jsonl")
+    assert [[file.path.name for file in path.files] for path in found] == [
+        ["a.jsonl", "z.jsonl"],
+        ["a.jsonl"],
+    ]
+
+    def ids(amount: float) -> list[str]:
+        settings = {"template": TEMPLATE, "tokenizer": TOKENIZER, "cache_dir": tmp_path / "c"}
+        store, _ = encode_paths(found, num_samples=[amount, -1], log=lambda _: None, **settings)
+        assert isinstance(store, SampleStore)
+        return store.ids
+
+    assert ids(-1) == ["0-1", "0-2", "0-3", "0.1-1", "0.1-2", "1-1", "1-2", "1-3"]
+    assert len(ids(2)) == 5 and set(ids(2)) < set(ids(-1))
+    parts = [scan(source) for source in parse_sources(found[:1])]
+    assert sum(map(len, sample_together(parts, 0.6, "d"))) == 3
+
+
+def test_a_folder_of_several_splits_or_kinds_wants_to_be_told(tmp_path):
+    for name in ("data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl", "latest.jsonl"):
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(lines())
+    given = str(tmp_path / "d")
+    assert refusal(files_of, given) == (
+        f"{given} has files of the splits test, train; choose with --train_data_splits, or all"
+    )
+    assert [file.path.name for file in files_of(given, "train").files] == ["train-00000-of-00001.jsonl"]
+    assert len(files_of(given, "all").files) == 3
+    assert refusal(files_of, given, "validation") == (
+        f"{given} has no file of the split validation, only those of test, train"
+    )
+    (tmp_path / "d" / "x.csv").write_text("text\nhi\n")
+    assert (
+        refusal(files_of, given, "all")
+        == f"{given} has files of several kinds; give csv:{given} or jsonl:{given}"
+    )
+    assert len(files_of(f"csv:{given}").files) == 1
+
+
+def test_names_say_how_files_are_read():
+    given = ["a.jsonl", "b.JSONL.GZ", "c.txt.zst", "d.tsv", "e.json.gz", "f.gz", "g", "h.parquet"]
+    assert [form_of(Path(name)) for name in given] == [
+        "jsonl",
+        "jsonl",
+        "text",
+        "csv",
+        "json",
+        "",
+        "",
+        "parquet",
+    ]
+    assert "no file fits" in refusal(files_of, "/nowhere/*.jsonl")
+
+
+def test_a_hundred_thousand_rows(tmp_path):
+    count = 100_000
+    table = pa.table({"question": [f"q{i}" for i in range(count)], "answer": ["é"] * count})
+    pq.write_table(table, tmp_path / "a.parquet")
+    fields = ["question=instruction", "answer=output"]
+    (source,) = parse_sources(find(tmp_path / "a.parquet", cache_dir=tmp_path, fields=fields))
+    rows = scan(source)
+    assert len(rows) == count and not rows.faults.count
+    (last,) = load_rows(source, rows.offsets[-1:])
+    assert [message["content"] for message in last] == [f"q{count - 1}", "é"]

@@ -121,6 +121,8 @@ def test_what_params_do_not_say_is_as_transformers_converter_takes_it(tmp_path):
     assert params["use_scaled_rope"] is True and "max_seq_len" not in params  # which its program sets itself
     two = written(tiny(**SHAPE), tmp_path / "2")
     assert (load_config(two).max_positions, load_config(two).bos) == (4096, 1)
+    for name, changes, positions in (("1", {"norm_eps": 1e-6}, 2048), ("code", {"rope_theta": 1e6}, 16384)):
+        assert load_config(written(tiny(**SHAPE | changes), tmp_path / name)).max_positions == positions
 
 
 def test_rotary_frequencies_of_old_files_are_left_out(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,14 @@ import torch
 from llama2c_models import piece_tokenizer, tiny
 from test_convert import tell
 from tiny_chat import byte_tokenizer
+from tiny_data import refusal
 from tiny_models import oracle, ours
 from transformers import AutoModelForCausalLM
 
 from tutelage.checkpoint import source
 from tutelage.checkpoint.hf import load_model, save_model
+from tutelage.checkpoint.llama2c_write import write_checkpoint
+from tutelage.checkpoint.streamed import Held
 from tutelage.checkpoint.torch_file_write import write_torch
 from tutelage.recipes.convert import bytes_in
 
@@ -185,3 +189,28 @@ def test_a_family_that_a_format_cannot_hold_is_refused_before_anything_is_writte
 def test_verifying_over_the_model_itself_is_refused(model, capsys):
     code, _, err = tell(capsys, "convert", model, "--output", model, "--verify", "--overwrite")
     assert code == 2 and "verify compares with the model as it was, and output replaces that" in err
+
+
+@dataclass
+class ModelArgs:
+    """As a fork of llama2.c pickles its own."""
+
+    dim: int = 32
+    n_layers: int = 2
+    n_heads: int = 4
+    n_kv_heads: int = 2
+    vocab_size: int = 61
+    max_seq_len: int = 64
+    norm_eps: float = 1e-5
+
+
+def test_a_checkpoint_of_llama2c_may_be_compiled_and_its_arguments_an_object(tmp_path):
+    made = tiny(n_kv_heads=2)
+    write_checkpoint(Held(made.state_dict()), made.config, tmp_path, dtype=torch.float32)
+    content = torch.load(tmp_path / "ckpt.pt", weights_only=True)
+    state = {f"_orig_mod.{name}": tensor for name, tensor in content["model"].items()}
+    torch.save({"model": state, "model_args": ModelArgs(), "config": ModelArgs}, tmp_path / "ckpt.pt")
+    back = load_model(tmp_path)
+    assert all(torch.equal(back.state_dict()[name], tensor) for name, tensor in made.state_dict().items())
+    torch.save({"model": state, "model_args": ModelArgs(dim=0)}, tmp_path / "ckpt.pt")
+    assert "model_args has dim = 0, wanted a whole number from 1" in refusal(load_model, tmp_path)

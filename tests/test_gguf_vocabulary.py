@@ -17,12 +17,12 @@ from tutelage.checkpoint.gguf_vocabulary import vocabulary_settings
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
-from tutelage.text.byte_level import CUTS
+from tutelage.text import byte_level
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.text.train import WORDS, train_tokenizer
 from tutelage.text.train_sentencepiece import train_sentencepiece
 
-(QWEN35,) = CUTS["qwen35"].patterns
+(QWEN35,) = byte_level.CUTS["qwen35"].patterns
 TEXTS = [
     "Hello, world! It's we'll I'VE they'd DON'T",
     "  two spaces, then three   and a tab\tand a newline\n\n and one more \n",
@@ -186,7 +186,7 @@ def test_cuts_without_a_name_are_refused_and_the_known_are_listed(vocabulary, me
     with pytest.raises(UserError) as refused:
         name_of_cut(vocabulary)
     assert message in str(refused.value)
-    assert str(refused.value).endswith(f"named are those of {', '.join(CUTS)}")
+    assert str(refused.value).endswith(f"named are those of {', '.join(byte_level.CUTS)}")
 
 
 def test_a_tiktoken_way_of_spelling_llama_3_s_cuts_is_recognised():

@@ -10,6 +10,7 @@ from llama2c_models import logits
 from tiny_data import refusal
 from tiny_models import oracle, ours
 
+from tutelage.checkpoint import source
 from tutelage.checkpoint.hf import load_config, load_model
 from tutelage.checkpoint.litgpt_write import refuse_for_litgpt, write_litgpt
 from tutelage.checkpoint.streamed import Held
@@ -49,8 +50,10 @@ def test_litgpts_own_program_computes_the_same(name, tmp_path):
     )
 
 
-def test_older_files_hold_queries_keys_and_values_group_after_group(tmp_path):
+@pytest.mark.parametrize("piece", [source.PIECE, 96, 160])
+def test_older_files_hold_queries_keys_and_values_group_after_group(piece, tmp_path, monkeypatch):
     """litgpt itself reassembles them when it loads, which here says what they mean."""
+    monkeypatch.setattr(source, "PIECE", piece)  # 3 or 5 rows at a time
     model = written("qwen2", tmp_path)
     program = litgpt()
     theirs = program.GPT(program.Config.from_file(tmp_path / "model_config.yaml"))

@@ -211,9 +211,12 @@ def test_files_that_are_not_llama2cs_are_refused(tmp_path):
         path.write_bytes(content)
         assert refusal(load_model, path).startswith(message)
     checkpoint = tmp_path / "ckpt.pt"
-    for content in ({"model": {}}, {"model": {}, "model_args": {}}, [1], {"model": {}, "model_args": Path()}):
+    for content in ({"model": {}}, {"model": {}, "model_args": 3}, [1]):
         torch.save(content, checkpoint)
         assert refusal(load_model, checkpoint).startswith(f"{checkpoint} is not a ckpt.pt of llama2.c, with")
+    for arguments in ({}, Path()):
+        torch.save({"model": {}, "model_args": arguments}, checkpoint)
+        assert refusal(load_model, checkpoint).startswith(f"{checkpoint}: model_args has dim = None, wanted")
 
 
 def test_a_directory_of_another_model_is_not_taken_for_llama2cs(tmp_path):

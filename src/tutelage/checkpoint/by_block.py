@@ -14,7 +14,7 @@ from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
 
 
-class Rounded:
+class AsWritten:
     """A source whose rows are rounded as a file of a dtype, or in groups, would round them."""
 
     def __init__(self, source: Source, rounded: Callable[[Tensor], Tensor]):

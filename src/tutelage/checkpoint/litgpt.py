@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from tutelage.checkpoint.config_values import check_values
 from tutelage.checkpoint.generation_config import with_generation_config
 from tutelage.checkpoint.source import EMBEDDING, HEAD, same_rows
 from tutelage.checkpoint.streamed import Rows
@@ -180,6 +181,7 @@ def _config(
         "max_position_embeddings": settings["block_size"],
         "tie_word_embeddings": tied,
     }
+    check_values(values, where)
     return with_generation_config(ModelConfig.from_hf(values, where=str(where)), where.parent)
 
 

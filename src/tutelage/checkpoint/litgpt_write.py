@@ -49,10 +49,11 @@ def write_litgpt(source: Source, config: ModelConfig, directory: Path, *, dtype:
 
 def refuse_for_litgpt(config: ModelConfig) -> None:
     """Refuse what has no place in litgpt's files, naming everything at once."""
-    values = config.to_hf()
     problems = []
-    if values["model_type"] not in ("llama", "mistral", "qwen2"):
-        problems.append(f"its family is {values['model_type']}, written are llama, mistral and qwen2")
+    if config.unlike_llama:
+        problems.append(f"it is no plain Llama, which alone is written: {', '.join(config.unlike_llama)}")
+    if (config.rope_scaling or {}).get("rope_type", "llama3") != "llama3":
+        problems.append(f"rope_scaling is {config.rope_scaling}, written is Llama 3.1's kind")
     if any(window and window < config.max_positions for window in config.windows or ()):
         problems.append("attention has a sliding window, which is not written")
     if config.head == "score":

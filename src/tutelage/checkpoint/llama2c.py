@@ -146,7 +146,7 @@ class _Checkpoint:
         )
         args = vars(args) if isinstance(args, Inert) else args
         if not isinstance(state, dict) or not isinstance(args, dict):
-            raise UserError(f"{path} is not a ckpt.pt of llama2.c, which has model and model_args")
+            raise UserError(f"{path} is not a ckpt.pt of llama2.c, with model and model_args")
         if any("parametrizations" in name for name in state):
             raise UserError(f"{path} holds LoRA weights apart from the model's; merge them into it first")
         self.tensors = {_here(name, path): value for name, value in state.items() if "freqs_" not in name}

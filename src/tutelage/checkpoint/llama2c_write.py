@@ -81,8 +81,6 @@ def refuse_other_arithmetic(config: ModelConfig) -> None:
         )
         if found != wanted
     ]
-    if config.family not in ("llama", "mistral", "qwen2"):  # of which biases are named above
-        problems.append(f"its family is {config.family}, it knows llama")
     if config.windows and any(window and window < config.max_positions for window in config.windows):
         problems.append("attention has a sliding window, it has none")
     if config.head == "score":

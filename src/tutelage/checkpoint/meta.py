@@ -34,7 +34,7 @@ class MetaSource:
         self.problems: list[str] = []
         self._shards = _shards_of(paths)
         self._join: dict[str, int | None] = {}  # along which axis a tensor is cut; None: it is not
-        self.shapes = self._whole_shapes(where)
+        self.shapes = self._whole_shapes()
         tied = HEAD not in self.shapes or same_rows(self, HEAD, EMBEDDING)
         self.config = config_of(where, self.shapes, tied=tied)
         if tied:
@@ -60,7 +60,7 @@ class MetaSource:
             return torch.cat([part.rows(start, stop) for part in parts], dim=1)
         return below_each_other([part.rows for part in parts], [part.shape[0] for part in parts])(start, stop)
 
-    def _whole_shapes(self, where: Path) -> dict[str, tuple[int, ...]]:
+    def _whole_shapes(self) -> dict[str, tuple[int, ...]]:
         first, count = self._shards[0], len(self._shards)
         if EMBEDDING not in first:
             raise UserError(
@@ -70,9 +70,11 @@ class MetaSource:
         shapes = {}
         for name, tensor in first.items():
             shape = list(tensor.shape)
-            axis = None if "norm" in name or count == 1 else int(name.endswith(_COLUMNS))
-            if name == EMBEDDING and count > 1:
-                axis = 0 if shape[1] == dim else 1
+            axis = int(name.endswith(_COLUMNS))
+            if name == EMBEDDING:
+                axis = 0 if shape[-1] == dim else 1
+            if "norm" in name or count == 1 or len(shape) <= axis:  # too flat: refused by its shape
+                axis = None
             if axis is not None:
                 shape[axis] *= count
             self._join[name], shapes[name] = axis, tuple(shape)

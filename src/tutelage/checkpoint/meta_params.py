@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tutelage.checkpoint.config_values import check_values
 from tutelage.checkpoint.json_file import read_object
 from tutelage.checkpoint.peft_config import is_number
 from tutelage.checkpoint.source import EMBEDDING
@@ -73,6 +74,7 @@ def config_of(where: Path, shapes: Mapping[str, tuple[int, ...]], *, tied: bool)
     if beside.exists():
         known = read_object(beside)
         values |= {key: known[key] for key in _TEXT if known.get(key) is not None}
+    check_values(values, where)
     return ModelConfig.from_hf(values, where=str(where))
 
 
@@ -92,8 +94,8 @@ def meta_params(values: Mapping[str, Any]) -> dict[str, Any]:
     return params | ({"use_scaled_rope": True} if values.get("rope_scaling") else {})
 
 
-def torchllms_params(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What torchllms reads of a model with this config.json."""
+def torchllms_params(values: Mapping[str, Any], *, biased: bool) -> dict[str, Any]:
+    """What torchllms reads of a model with this config.json; `biased`: queries, keys and values are."""
     dim, ffn_dim = values["hidden_size"], values["intermediate_size"]
     return {
         "dim": dim,
@@ -107,7 +109,7 @@ def torchllms_params(values: Mapping[str, Any]) -> dict[str, Any]:
         "tie_word_embeddings": values["tie_word_embeddings"],
         "norm_eps": values["rms_norm_eps"],
         "max_seq_len": values["max_position_embeddings"],
-        "attn_proj_bias": values["model_type"] == "qwen2",
+        "attn_proj_bias": biased,
         "rope_theta": values["rope_theta"],
         "rope_scaling": values.get("rope_scaling") or {},
         "use_role_embeddings": values.get("use_role_embeddings", False),

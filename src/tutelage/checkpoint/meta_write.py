@@ -46,14 +46,19 @@ def write_torchllms_model(
     refuse_for_torchllms(config)
     tensors = meta_tensors(source, config, dtype, with_head=not config.tied)
     values = config.to_hf()
-    _write([tensors], {PARAMS: torchllms_params(values), "config.json": values}, directory)
+    _write(
+        [tensors],
+        {PARAMS: torchllms_params(values, biased=config.qkv_bias), "config.json": values},
+        directory,
+    )
 
 
 def refuse_for_meta(config: ModelConfig, devices: int = 1) -> None:
     """Refuse what Meta's program would compute otherwise, or cannot be cut so, naming everything at once."""
-    values = config.to_hf()
-    problems = _no_llama(values, ("llama", "mistral"))
-    scaling = values.get("rope_scaling")
+    problems = _unlike_llama(config)
+    if config.qkv_bias:
+        problems.append("attention has biases, it has none")
+    scaling = config.rope_scaling
     if scaling and scaling != (SCALING_TIED if config.tied else SCALING):
         problems.append(f"rope_scaling is {scaling}, it has that of Llama 3.1 alone (3.2's in tied models)")
     if config.head_dim * config.n_heads != config.dim:
@@ -75,21 +80,20 @@ def refuse_for_meta(config: ModelConfig, devices: int = 1) -> None:
 
 def refuse_for_torchllms(config: ModelConfig) -> None:
     """Refuse what torchllms would compute otherwise, naming everything at once."""
-    if problems := _no_llama(config.to_hf(), ("llama", "mistral", "qwen2")):
+    if problems := _unlike_llama(config):
         raise UserError("torchllms cannot run this model: " + "; ".join(problems))
 
 
-def _no_llama(values: dict[str, Any], families: tuple[str, ...]) -> list[str]:
+def _unlike_llama(config: ModelConfig) -> list[str]:
     problems = []
-    if values["model_type"] not in families:
-        problems.append(f"its family is {values['model_type']}, it knows {', '.join(families)}")
-    window = values.get("sliding_window")
-    if window and values.get("use_sliding_window", True) and window < values["max_position_embeddings"]:
+    if config.unlike_llama:
+        problems.append(f"it is no plain Llama: {', '.join(config.unlike_llama)}")
+    if any(window and window < config.max_positions for window in config.windows or ()):
         problems.append("attention has a sliding window, it has none")
-    if values.get("num_labels") == 1:
+    if config.head == "score":
         problems.append("it has a score head, and that program writes text")
-    if values.get("attention_bias"):
-        problems.append("attention has biases, it has none")
+    if (config.rope_scaling or {}).get("rope_type", "llama3") != "llama3":
+        problems.append(f"rope_scaling is {config.rope_scaling}, it knows Llama 3.1's kind")
     return problems
 
 

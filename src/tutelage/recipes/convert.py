@@ -2,17 +2,20 @@
 
     tutelage convert MODEL --output DIR --precision bf16
     tutelage convert MODEL --output FILE.gguf --format gguf --precision q8_0
+    tutelage convert MODEL --output DIR --format meta --model_parallel 8 --verify
     tutelage convert MODEL --output DIR --format llama2c
     tutelage convert stories15M.bin --tokenizer tokenizer.bin --output DIR
     tutelage convert MODEL --output DIR --format instructllama
     tutelage convert MODEL model_final.pth --output DIR --format peft
 
 Format hf is a directory that transformers, vLLM and this program load. Format gguf is one file, or
-DIR/model.gguf, for llama.cpp and what is built on it, in bounded memory. Format llama2c is model.bin and
-tokenizer.bin for `./run DIR/model.bin -z DIR/tokenizer.bin`, always float32; its program computes Llama's
-arithmetic only, and with a SentencePiece vocabulary. Format instructllama is model.pth and params.json, for
-that program, which knows Llama 2 without grouped queries. Formats peft and torchllms write the adapter
-alone, as adapter_model.safetensors and adapter_config.json, or as model_final.pth and lora_args.json.
+DIR/model.gguf, for llama.cpp and what is built on it. Format meta is consolidated.NN.pth and
+params.json for Meta's program; torchllms has the same names, litgpt lit_model.pth and model_config.yaml.
+Format llama2c is model.bin and tokenizer.bin for `./run DIR/model.bin -z DIR/tokenizer.bin`, llama2c_v2 in
+int8 for `./runq`, llama2c_pt a ckpt.pt: Llama's arithmetic only, and a SentencePiece vocabulary. Format
+instructllama is model.pth and params.json, for that program, which knows Llama 2 without grouped queries.
+Formats peft and torchllms after an adapter write the adapter alone. Tensors are read and written a few
+megabytes at a time, so a model of any size is converted in little memory.
 """
 
 from __future__ import annotations

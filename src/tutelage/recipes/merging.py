@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tutelage.checkpoint.hf import load_model, read_adapter, save_model
+from tutelage.checkpoint.by_block import logits_by_block
+from tutelage.checkpoint.hf import load_model, open_source, read_adapter, save_model
 from tutelage.checkpoint.note import read_note
 from tutelage.checkpoint.rounded import is_quantized
+from tutelage.checkpoint.source import Source
 from tutelage.model.config import ModelConfig
 from tutelage.model.roles import NOTE
-from tutelage.model.transformer import Transformer
-from tutelage.recipes.chain import Chain, load_chain, put_on_
+from tutelage.recipes.chain import Chain, open_chain, put_on_
 from tutelage.recipes.preparing import say
 from tutelage.text.padding import NOTE as NO_PAD
 from tutelage.text.padding import padded_with, scoring_pad
@@ -38,10 +39,12 @@ def merge(
     """Write the model with its adapters in it as an HF directory, sums in float32, rounded once to `dtype`.
 
     Compared on `probes`: the merged weights in float32 with the adapter beside its base, and the files with
-    both. Refused if the first two differ. `shape` is what config.json shall say.
+    both. Refused if the first two differ. `shape` is what config.json shall say. The adapter beside its base
+    is a whole model in float32; everything else is computed and written piece by piece.
     """
     rounding = read_note(chain.adapters[-1]).rounding
-    exact = _logits(load_chain(chain, dtype=torch.float32, force=force), probes)
+    config, source = open_chain(chain, force=force)
+    exact = _by_block(config, source, probes)
     beside = load_model(
         chain.base,
         dtype=lambda name: rounding.dtype if rounding and is_quantized(name) else torch.float32,
@@ -50,31 +53,31 @@ def merge(
         quantization=rounding and rounding.quantization,
     )
     put_on_(beside, read_adapter(chain.adapters[-1], beside.config))
-    error, given = _worst(exact, _logits(beside, probes)), given_by(shape)
+    beside.eval()
+    error = _worst(exact, torch.cat([logits_of(beside, probe)[0] for probe in probes]))
+    given = given_by(shape)
     if not error <= TOLERANCE:
         raise RuntimeError(
             f"the merged weights give other {given} than the adapter does: they differ by {error:.3g}"
         )
     del beside  # the memory of a model
-    model = load_chain(chain, dtype=dtype, force=force)
-    save_model(model, replace(shape, tied=model.config.tied), directory, dtype=dtype)
-    rounded = _logits(load_model(directory, dtype=torch.float32), probes)
+    save_model(source, replace(shape, tied=config.tied), directory, dtype=dtype)
+    rounded = _by_block(*open_source(directory), probes)
     if rounding:
-        unquantized = load_model(
-            chain.base, dtype=torch.float32, adapters=chain.adapters, force=force, as_trained=False
+        unquantized = _by_block(
+            *open_source(chain.base, chain.adapters, force=force, as_trained=False), probes
         )
         say(
             f"the adapter was trained on {rounding.quantization.kind} weights and is merged into what they "
             f"stand for; in the weights before they were quantized it would give {given} "
-            f"{_worst(exact, _logits(unquantized, probes)):.2g} away from what was trained"
+            f"{_worst(exact, unquantized):.2g} away from what was trained"
         )
-    if model.config.role_embeddings:
+    if config.role_embeddings:
         say(f"note: {NOTE}")
     flips = ""
     if shape.head == "lm":
-        total = sum(len(probe.tokens) for probe in probes)
-        others = sum(int((a.argmax(-1) != b.argmax(-1)).sum()) for a, b in zip(exact, rounded, strict=True))
-        flips = f", and {others} of {total} likeliest tokens are others"
+        others = int((exact.argmax(-1) != rounded.argmax(-1)).sum())
+        flips = f", and {others} of {len(exact)} likeliest tokens are others"
     say(
         f"{directory}: merged; in float32 {given} differ from the adapter's by {error:.2g}; "
         f"as {_name(dtype)} on disk by {_worst(exact, rounded):.2g}{flips}"
@@ -102,13 +105,15 @@ def padded_as_trained(tokenizer: Tokenizer, shape: ModelConfig) -> tuple[Tokeniz
     return padded_with(tokenizer, pad), replace(shape, pad=pad)
 
 
-def _logits(model: Transformer, probes: Sequence[Encoded]) -> list[Tensor]:
-    model.eval()
-    return [logits_of(model, probe) for probe in probes]
+def _by_block(config: ModelConfig, source: Source, probes: Sequence[Encoded]) -> Tensor:
+    """(T, V) of all probes, in float32."""
+    return logits_by_block(
+        config, source, [probe.tokens for probe in probes], [probe.roles for probe in probes]
+    )
 
 
-def _worst(one: list[Tensor], other: list[Tensor]) -> float:
-    return float(torch.stack([(a - b).abs().max() for a, b in zip(one, other, strict=True)]).max())
+def _worst(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tutelage.checkpoint.by_block import Rounded, logits_by_block
+from tutelage.checkpoint.by_block import AsWritten, logits_by_block
 from tutelage.checkpoint.hf import open_source
 from tutelage.checkpoint.source import Source
 from tutelage.data.encode import Encoder
@@ -44,7 +44,7 @@ def verify(
     texts, roles = _probes(tokenizer, shape)
     back_shape, back = open_source(written)
     found = logits_by_block(back_shape, back, texts, roles)
-    wanted = logits_by_block(shape, Rounded(source, rounded), texts, roles)
+    wanted = logits_by_block(shape, AsWritten(source, rounded), texts, roles)
     exact = logits_by_block(shape, source, texts, roles)
     largest = max(1.0, float(wanted.abs().max()))
     result = Verified(

@@ -154,6 +154,7 @@ def test_linear_and_yarn_scaling_are_stated_by_keys():
         "rope.scaling.original_context_length": 32768,
         "rope.scaling.yarn_beta_fast": 32.0,
     }
+    assert refusal(rope_settings, 1e4, yarn | {"mscale": 0.7}).startswith("yarn scaling with mscale = 0.7 ")
     assert refusal(rope_settings, 1e4, {"rope_type": "dynamic", "factor": 2.0}) == (
         "rotary scaling 'dynamic' cannot be written as GGUF; linear, yarn and llama3 can"
     )

@@ -14,12 +14,8 @@ from tutelage.errors import UserError
 FACTORS = "rope_freqs.weight"
 # Of llama3 scaling only the outcome is stored, so all but its factor is taken to be as Llama 3.1 has it.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-_YARN = {
-    "yarn_ext_factor": "extrapolation_factor",
-    "yarn_attn_factor": "attention_factor",
-    "yarn_beta_fast": "beta_fast",
-    "yarn_beta_slow": "beta_slow",
-}
+_YARN = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
+_UNUSUAL = ("attention_factor", "mscale", "mscale_all_dim", "truncate", "extrapolation_factor")
 
 
 def llama3_factors(head_dim: int, theta: float, scaling: dict[str, Any]) -> Tensor:
@@ -54,12 +50,18 @@ def rope_parameters(setting: Any, factors: Tensor | None, head_dim: int, where: 
     scaling = {"rope_theta": theta, "rope_type": kind, "factor": factor}
     if (old := setting("rope.scaling.original_context_length", 0)) and kind == "yarn":
         scaling["original_max_position_embeddings"] = old
+    for key in ("yarn_attn_factor", "yarn_ext_factor", "yarn_log_multiplier", "attn_factor"):
+        if setting(f"rope.scaling.{key}", None) is not None:
+            raise UserError(f"{where}: rope.scaling.{key} is not supported")
     found = {theirs: setting(f"rope.scaling.{ours}", 0) for ours, theirs in _YARN.items()}
     return scaling | {key: value for key, value in found.items() if value}
 
 
 def rope_settings(theta: float, scaling: dict[str, Any] | None) -> dict[str, Any]:
-    """The keys, without the architecture before them, that state Hugging Face's `rope_scaling`."""
+    """The keys, without the architecture before them, that state Hugging Face's `rope_scaling`.
+
+    What a config.json need not say, since it is usual, must not be in there.
+    """
     settings: dict[str, Any] = {"rope.freq_base": float(theta)}
     kind = scaling["rope_type"] if scaling else "default"
     if scaling is None or kind in ("default", "llama3"):
@@ -68,6 +70,11 @@ def rope_settings(theta: float, scaling: dict[str, Any] | None) -> dict[str, Any
         raise UserError(f"rotary scaling {kind!r} cannot be written as GGUF; linear, yarn and llama3 can")
     settings |= {"rope.scaling.type": kind, "rope.scaling.factor": float(scaling["factor"])}
     if kind == "yarn":
+        if unusual := [key for key in _UNUSUAL if scaling.get(key) is not None]:
+            raise UserError(
+                f"yarn scaling with {unusual[0]} = {scaling[unusual[0]]!r} cannot be written as GGUF: "
+                "llama.cpp finds that by a rule of its own"
+            )
         old = scaling["original_max_position_embeddings"]
         settings["rope.scaling.original_context_length"] = old
         stated = {ours: scaling.get(theirs) for ours, theirs in _YARN.items()}

@@ -161,7 +161,7 @@ def _model_settings(config: ModelConfig, architecture: Architecture) -> dict[str
     window = next((window for window in config.windows or () if window), None)
     return {
         **{key: value for key, value in settings.items() if value is not None},
-        **rope_settings(config.rope_theta, config.rope_scaling),
+        **rope_settings(config.rope_theta, values["rope_scaling"]),
         "vocab_size": config.vocab_size,
         "rope.dimension_count": config.head_dim,
         "attention.value_length": config.head_dim,

@@ -56,7 +56,7 @@ class Encoder:
         if kind == "text":
             return [self.tokenizer.fingerprint, self.frame]
         assert self.template is not None
-        return [self.tokenizer.fingerprint, repr(self.template.file)]
+        return [self.tokenizer.fingerprint, self.template.origin]
 
     @cached_property
     def frame(self) -> tuple[list[int], list[int]]:

@@ -82,7 +82,7 @@ TOOLS = [
             "description": "What the weather is like",
             "parameters": {
                 "type": "object",
-                "properties": {"city": {"type": "string", "description": "Żółć, <|im_end|>"}},
+                "properties": {"city": {"type": "string", "description": "Żółć, {{ x }}"}},
                 "required": ["city"],
             },
         },
@@ -123,7 +123,7 @@ def _with_tools(chance: random.Random, calls: int) -> list[dict]:
 
 
 def _call(chance: random.Random) -> dict:
-    arguments = chance.choice([{}, {"city": "Gdańsk"}, {"city": "x </s>\n", "days": [1, 2.5, True, None]}])
+    arguments = chance.choice([{}, {"city": "Gdańsk"}, {"city": "x <s\n", "days": [1, 2.5, True, None]}])
     name = "".join(chance.choices("abcXYZ0189", k=9))
     return {"id": name, "type": "function", "function": {"name": "weather", "arguments": arguments}}
 

@@ -264,7 +264,7 @@ def mistral_tekken_tokenizer_dir() -> Path:
 
 
 def mistral_v7_tokenizer_dir() -> Path:
-    """The tokenizer of Mistral-Large-Instruct-2411 as Hugging Face files: version 3 with other control tokens."""
+    """The tokenizer of Mistral-Large-Instruct-2411 as Hugging Face files: version 3, other control."""
     return _unpacked("mistral-v7", lambda to: _write_mistral_v3(to, False, "241114.model.v7"))
 
 

@@ -51,8 +51,8 @@ MISTAKES = {
     "unknown key": ({"contrl": []}, "contrl: no such key, did you mean control?"),
     "nothing near": (
         {"zzz": 1},
-        "zzz: no such key, known are control, bos, eos, system, user, assistant, tool, tools, default_system, "
-        "learned, reply, stop",
+        "zzz: no such key, known are control, bos, eos, system, user, assistant, tool, tools, "
+        "default_system, learned, reply, stop",
     ),
     "unknown key of a turn": (
         {"user": {"begin": ""}},

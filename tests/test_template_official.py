@@ -1,4 +1,4 @@
-"""Every built-in writes what the official template writes, learns what its marked twin marks, and exports both.
+"""Every built-in writes what the official template writes, learns what its twin marks, and exports both.
 
 Here texts are compared, a few conversations each; `test_template_ids.py` compares tokens of many."""
 
@@ -38,9 +38,9 @@ def fitting(official: Official, count: int, seed: int = 0) -> Iterator[list[Mess
         system = messages[0]["role"] == "system"
         if template.fault(messages, answered=False) is not None:
             continue
-        if system and template.file.into is not None and template.file.into.user == "last_user":
-            if not is_prompt(messages) or messages[-1]["role"] == "tool":
-                continue  # Mistral's Jinja forgets the system text unless the user's is the very last
+        into = template.file.into
+        if system and into is not None and into.user == "last_user" and messages[-1]["role"] != "user":
+            continue  # Mistral's Jinja forgets the system text unless the user's is the very last
         if "{{ eos_token }}" in official.jinja() and messages[-1]["role"] == "tool":
             continue
         yield messages

@@ -111,14 +111,13 @@ def _text_of(config: DataShowConfig, files: list[str], *, ranked: bool) -> tuple
     """The tokenizer, and a template if there are conversations to render."""
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.data.read import parse_sources
-    from tutelage.text.template import Template
+    from tutelage.text.jinja_template import template_of
 
     sources = parse_sources(files, ranked=ranked)
     tokenizer = load_tokenizer(config.ckpt_paths[0])
     if all(source.kind == "text" for source in sources):
         return tokenizer, None
-    named = config.template_config
-    return tokenizer, Template.load(named) if named else Template.recognise(tokenizer)
+    return tokenizer, template_of(tokenizer, config.template_config)
 
 
 def _show(

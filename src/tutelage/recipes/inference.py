@@ -91,15 +91,12 @@ def load_text(config: LoadedConfig, *, raw: bool = False) -> tuple[Tokenizer, Te
     """The tokenizer and the template, None if prompts are `raw`; mistakes show before weights load."""
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.recipes.chain import chain_of
-    from tutelage.text.template import Template
+    from tutelage.text.jinja_template import template_of
 
     tokenizer = load_tokenizer(config.tokenizer or chain_of(config.ckpt_paths).text)
     if raw:
         return tokenizer, None
-    name = config.template_config
-    template = Template.load(name) if name else Template.recognise(tokenizer)
-    template.check(tokenizer)
-    return tokenizer, template
+    return tokenizer, template_of(tokenizer, config.template_config)
 
 
 def load_weights(config: LoadedConfig, *, writes: bool = True) -> Transformer:

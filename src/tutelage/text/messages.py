@@ -1,8 +1,8 @@
 """What a conversation must look like before any template may render it, and its one plain form.
 
 Messages are those of OpenAI's API: content is a string or a list of text parts, an assistant's may have
-`tool_calls` and `reasoning_content`, a tool's `name` and `tool_call_id`. The tools that a record lists ride on
-its first message, under `tools`, so that a conversation stays a list of messages wherever it goes.
+`tool_calls` and `reasoning_content`, a tool's `name` and `tool_call_id`. The tools that a record lists ride
+on its first message, under `tools`, so that a conversation stays a list of messages wherever it goes.
 """
 
 import json

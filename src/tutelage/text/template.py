@@ -65,15 +65,16 @@ class Template:
         fault = message_faults(messages, answered=answered)
         return fault or form_fault(self.file, self.name, plain_messages(messages))
 
+    def faults(self, conversations: Sequence[Any], *, answered: bool = True) -> list[str | None]:
+        """`fault` of each conversation."""
+        return [self.fault(messages, answered=answered) for messages in conversations]
+
     def render(self, messages: Messages, *, reply: bool = False, learned_last: int | None = None) -> Rendered:
         """The conversation as text; with `reply`, up to where the assistant's next words begin.
 
         Of the assistant's messages those among the last `learned_last` are learned; None: all of them.
         """
-        fault = self.fault(messages, answered=False)
-        if fault is None and reply and messages[-1]["role"] not in ("user", "tool"):
-            last = with_article(messages[-1]["role"])
-            fault = f"a reply is asked for after {last} message; user or tool is wanted"
+        fault = self.fault(messages, answered=False) or reply_fault(messages, reply=reply)
         if fault is not None:
             raise UserError(f"this conversation cannot be rendered: {fault}")
         last = len(messages) if learned_last is None else learned_last
@@ -127,6 +128,14 @@ class Template:
             for piece in pieces
         )
         return [piece for piece in named if piece.text]
+
+
+def reply_fault(messages: Messages, *, reply: bool) -> str | None:
+    """Why no reply can be asked for after these messages, or None."""
+    if not reply or messages[-1]["role"] in ("user", "tool"):
+        return None
+    last = with_article(messages[-1]["role"])
+    return f"a reply is asked for after {last} message; user or tool is wanted"
 
 
 EOS = "$eos"

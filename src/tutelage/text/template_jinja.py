@@ -26,8 +26,8 @@ _USERS = """\
 _QUESTION = """\
 {%- set asked = namespace(found=false, last=messages | length - 1) -%}
 {%- for message in messages[::-1] -%}
-{%- if not asked.found and message['role'] == 'user' and not (message['content'].startswith('<tool_response>') \
-and message['content'].endswith('</tool_response>')) -%}
+{%- if not asked.found and message['role'] == 'user' and not \
+(message['content'].startswith('<tool_response>') and message['content'].endswith('</tool_response>')) -%}
 {%- set asked.found = true -%}{%- set asked.last = messages | length - 1 - loop.index0 -%}
 {%- endif -%}
 {%- endfor -%}
@@ -199,7 +199,8 @@ def _ending(file: TemplateFile) -> str:
         return reply + "{%- endif -%}\n" if reply else ""
     learned = ", ".join(f"'{role}'" for role, turn in file.turns.items() if turn.learned)
     eos = _written(file.eos)
-    last = f"{{%- if messages[-1]['role'] in [{learned}] -%}}\n{_marked(eos)}{{%- else -%}}\n{eos}{{%- endif -%}}"
+    last = f"{{%- if messages[-1]['role'] in [{learned}] -%}}\n" + _marked(eos)
+    last += "{%- else -%}\n" + eos + "{%- endif -%}"
     otherwise = "{%- else -%}\n" if reply else "{%- if not add_generation_prompt -%}\n"
     return reply + otherwise + last + "\n{%- endif -%}\n"
 
@@ -213,7 +214,7 @@ def _written(pieces: Iterable[Piece], slots: dict[str, str] | None = None) -> st
     source, text = "", ""
     for piece in pieces:
         if piece.control and piece.text in ("$bos", "$eos"):
-            source += _output(text, slots) + "{{- %s_token -}}\n" % piece.text[1:]
+            source += _output(text, slots) + f"{{{{- {piece.text[1:]}_token -}}}}\n"
             text = ""
         else:
             text += piece.text

@@ -197,7 +197,8 @@ def form_fault(file: TemplateFile, name: str, messages: list[Message]) -> str | 
         if role not in file.turns and not (role == "system" and file.into is not None):
             return f"message {number} is {with_article(role)} message, for which template {name} has no form"
         if calls and role == "tool" and not _fits(message.get("tool_call_id"), calls.id_length):
-            return f"message {number} has no tool_call_id of {calls.id_length} letters and digits, as {name} wants"
+            wanted = f"{calls.id_length} letters and digits"
+            return f"message {number} has no tool_call_id of {wanted}, as template {name} wants"
         if len(message) > 2 and (fault := _form_fault_of_one(file, name, message, calls)):
             return f"message {number} {fault}"
     return None

@@ -263,6 +263,20 @@ def mistral_tekken_tokenizer_dir() -> Path:
     return _unpacked("mistral-tekken", unpack)
 
 
+def mistral_v1_spaced_tokenizer_dir() -> Path:
+    """Mistral-7B-v0.1's tokenizer with a space before the whole text alone, as Mistral's encoder has it."""
+
+    def unpack(to: Path) -> None:
+        vocabulary = json.loads((mistral_v1_tokenizer_dir() / "tokenizer.json").read_text())
+        space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+        vocabulary |= {"normalizer": None, "pre_tokenizer": space}
+        (to / "tokenizer.json").write_text(json.dumps(vocabulary))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+        (to / "tokenizer_config.json").write_text(json.dumps({**settings, "unk_token": "<unk>"}))
+
+    return _unpacked("mistral-v1-spaced", unpack)
+
+
 def mistral_v7_tokenizer_dir() -> Path:
     """The tokenizer of Mistral-Large-Instruct-2411 as Hugging Face files: version 3, other control."""
     return _unpacked("mistral-v7", lambda to: _write_mistral_v3(to, False, "241114.model.v7"))

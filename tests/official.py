@@ -194,7 +194,7 @@ OFFICIAL = {
     ),
     "mistral_v1": Official(
         "mistral_v1",
-        "mistral_v1",
+        "mistral_v1_spaced",
         lambda: llama_cpp_template("mistralai/Mistral-7B-Instruct-v0.2 (mistralai 'v1'"),
         marks=_V1,
     ),
@@ -218,11 +218,11 @@ OFFICIAL = {
     ),
     "zephyr": Official(
         "zephyr",
-        "mistral_v1",
+        "mistral_v1_spaced",
         lambda: ZEPHYR,
         marks=(("message['content'] + eos_token", "<<message['content'] + eos_token>>"),),
     ),
-    "alpaca": Official("alpaca", "mistral_v1", lambda: ALPACA, marks=_EOS),
+    "alpaca": Official("alpaca", "mistral_v1_spaced", lambda: ALPACA, marks=_EOS),
     "plain": Official(
         "plain",
         "llama2",

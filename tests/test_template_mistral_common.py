@@ -1,4 +1,4 @@
-"""The Mistral templates give the ids of Mistral's own encoder: with system texts, tools, calls and results."""
+"""The Mistral templates give the ids of Mistral's own encoder: system texts, tools, calls and results too."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from official import tokenizer
 from tutelage.text.template import Template
 
 FILES = {  # ours -> the encoder's version, its vocabulary, our tokenizer
-    "mistral_v1": ("v1", "tokenizer.model.v1", "mistral_v1"),
+    "mistral_v1": ("v1", "tokenizer.model.v1", "mistral_v1_spaced"),
     "mistral_instruct": ("v3", "mistral_instruct_tokenizer_240323.model.v3", "mistral_v3"),
     "mistral_v7": ("v7", "mistral_instruct_tokenizer_241114.model.v7", "mistral_v7"),
     "mistral_tekken": ("v3", "tekken_240911.json", "mistral_tekken"),
@@ -22,7 +22,7 @@ FILES = {  # ours -> the encoder's version, its vocabulary, our tokenizer
 
 @cache
 def encoder(name: str) -> Any:
-    """Mistral's encoder of what a template writes, in the mode in which conversations may end with replies."""
+    """Mistral's encoder of what a template writes, in the mode where conversations may end with replies."""
     folder = materials.mistral_common()
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
@@ -30,10 +30,11 @@ def encoder(name: str) -> Any:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
     path = folder / "mistral_common" / "data" / FILES[name][1]
-    return MistralTokenizer.from_file(str(path), mode=ValidationMode.finetuning)
+    return MistralTokenizer.from_file(str(path), mode=ValidationMode.agnostic)
 
 
 def official_ids(name: str, messages: list[dict]) -> list[int]:
+    encode = encoder(name).encode_chat_completion
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
     told = [{key: value for key, value in message.items() if key != "tools"} for message in messages]
@@ -46,7 +47,7 @@ def official_ids(name: str, messages: list[dict]) -> list[int]:
             ]
             message.pop("content")
     request = {"messages": told, "tools": messages[0].get("tools")}
-    return encoder(name).encode_chat_completion(ChatCompletionRequest(**request)).tokens
+    return encode(ChatCompletionRequest(**request)).tokens
 
 
 def comparable(name: str, messages: list[dict]) -> bool:

@@ -28,18 +28,28 @@ def fitting(official: Official, count: int, seed: int = 0) -> Iterator[list[Mess
     """Conversations that both can write, of every kind that they know."""
     template = Template.load(official.ours)
     turns = template.file.turns
-    plain = conversations(count, tools="tool" in turns and official.results and not official.tools, seed=seed)
+    system = "system" in turns or template.file.into is not None
+    plain = conversations(
+        count, system=system, tools="tool" in turns and official.results and not official.tools, seed=seed
+    )
     single = turns["assistant"].calls is not None and turns["assistant"].calls.single
     calling = (
         conversations_with_tools(count // 2, calls=1 if single else 2, seed=seed) if official.tools else []
     )
     thinking = turns["assistant"].thinking is not None
     for messages in [*plain, *calling, *(conversations_with_thoughts(count, seed=seed) if thinking else [])]:
-        system = messages[0]["role"] == "system"
         if template.fault(messages, answered=False) is not None:
             continue
         into = template.file.into
-        if system and into is not None and into.user == "last_user" and messages[-1]["role"] != "user":
+        told = [message["content"] for message in messages if message["role"] == "user"]
+        if into is not None and told.count(told[-1]) > 1:
+            continue  # Mistral's Jinja takes every question that reads like the last one for it
+        if (
+            messages[0]["role"] == "system"
+            and into is not None
+            and into.user == "last_user"
+            and messages[-1]["role"] != "user"
+        ):
             continue  # Mistral's Jinja forgets the system text unless the user's is the very last
         if "{{ eos_token }}" in official.jinja() and messages[-1]["role"] == "tool":
             continue
@@ -100,7 +110,7 @@ def test_every_built_in_is_compared_with_an_official_template():
 def test_text_and_learned_spans_are_those_of_the_official_template(case):
     official = OFFICIAL[case]
     template, options, compared = Template.load(official.ours), options_of(official), 0
-    for messages in fitting(official, 60):
+    for messages in fitting(official, 50):
         rendered = named(template.render(messages, reply=is_prompt(messages)), options)
         assert rendered.text == jinja(official.jinja(), messages, options)[0]
         assert [list(span) for span in rendered.learned] == marked_spans(official, messages, options)

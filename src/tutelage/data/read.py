@@ -14,7 +14,7 @@ import numpy as np
 
 from tutelage.data.comparison import comparison_fault, read_comparison
 from tutelage.errors import UserError
-from tutelage.text.messages import has_half_character, kind_of, message_faults
+from tutelage.text.messages import has_half_character, kind_of, message_faults, with_tools
 
 LONGEST_LINE = 64 << 20  # bytes; longer is a file of another kind, and would not fit any row
 FAULTS_NAMED = 10
@@ -253,7 +253,9 @@ def _fault(source: Source, raw: bytes) -> str | None:
         keys = ", ".join(map(repr, list(record)[:5])) or "no keys"
         hint = "; answers to compare are for dpo, simpo and reward" if "chosen" in record else ""
         return f"no {key}; the object has {keys}{hint}"
-    return message_faults(record[key]) if source.kind == "jsonl" else _fault_of_text(key, record[key])
+    if source.kind == "jsonl":
+        return message_faults(with_tools(record[key], record.get("tools")))
+    return _fault_of_text(key, record[key])
 
 
 def _fault_of_text(key: str, text: Any) -> str | None:
@@ -271,7 +273,9 @@ def _parse(source: Source, raw: bytes) -> Any:
     if source.kind == "text" and source.unit == "line":
         return text.rstrip("\r\n")
     record = json.loads(text)
-    return read_comparison(record) if source.kind == "ranked" else record[source.key or "messages"]
+    if source.kind == "ranked":
+        return read_comparison(record)
+    return record[source.key] if source.key else with_tools(record["messages"], record.get("tools"))
 
 
 def _count(amount: float, rows: int, path: Path, flag: str) -> int:

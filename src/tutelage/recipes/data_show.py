@@ -38,7 +38,7 @@ class DataShowConfig:
 
     # Model and text
     ckpt_paths: tuple[str, ...]  # whose tokenizer it is: an HF directory, a hub id or a .gguf file
-    template_config: str | None = None  # a built-in name or a YAML file; default: the model's own
+    template_config: str | None = None  # a built-in name, a YAML file, or `model`; default: recognised
     max_seq_len: int = 4096  # positions of the longest document that is not cut
     too_long: Literal["truncate", "drop", "split"] = "truncate"  # what happens to longer ones
 

@@ -28,7 +28,9 @@ class LoadedConfig:
     ]  # an HF directory, a run's --output_dir, a hub id, a .gguf or llama2.c file; then adapters
     force: bool = False  # put an adapter on a model that it was not trained on
     tokenizer: str | None = None  # directory or tokenizer.bin of the tokenizer; default: the model's own
-    template_config: str | None = None  # chat template: a built-in name or a file; default: the model's own
+    template_config: str | None = (
+        None  # chat template: a built-in name, a file, or `model`; default: recognised
+    )
     precision: Precision = "auto"  # of weights and arithmetic; auto: as stored, but never fp16 on CPU
     device: str = "auto"  # cuda, cpu, or auto: cuda where there is one
     quant: Quant = "none"  # linear layers in 4 (nf4, fp4) or 8 bits: less memory, slower, less exact

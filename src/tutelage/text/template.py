@@ -45,7 +45,10 @@ class Template:
         built_ins = (cls.load(name) for name in built_in_names())
         found = first_that_writes(tokenizer.chat_template, built_ins, tokenizer)
         if found is None:
-            raise UserError(f"the model's own chat template is none of the built-in ones; {name_it}")
+            raise UserError(
+                f"the model's own chat template is none of the built-in ones; {name_it}; or use it as it is "
+                "with --template_config model"
+            )
         return found
 
     @property

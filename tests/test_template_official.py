@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from conversations import conversations, conversations_with_thoughts, conversations_with_tools, is_prompt
 from official import BEGIN, END, OFFICIAL, Official, trl_template
+from parity_table import read_page
 
 from tutelage.text.pieces import Rendered
 from tutelage.text.template import Template
@@ -128,3 +129,12 @@ def test_the_exported_jinja_writes_and_marks_what_the_yaml_does(name):
         text, spans = jinja(source, messages, options)
         assert text == rendered.text
         assert joined(spans) == [list(span) for span in rendered.learned]
+
+
+def test_the_page_has_a_row_for_every_built_in_and_nothing_differs():
+    rows = read_page()["templates"]
+    assert set(rows) == set(built_in_names())
+    for name, row in rows.items():
+        for column, cell in row.items():
+            differing, _, compared = cell.partition(" of ")
+            assert differing == "0" and int(compared.replace(",", "")) >= 300, f"{name}, {column}: {cell}"

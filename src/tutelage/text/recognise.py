@@ -51,7 +51,7 @@ def _same(
     # some older templates always end by asking for a reply
     asking = [*template.render(probe.messages).pieces, *template.file.reply]
     written = (template.render(probe.messages, reply=probe.reply).pieces, asking)
-    return text in ("".join(p.text for p in template.named(pieces, tokenizer)) for pieces in written)
+    return text in ["".join(p.text for p in template.named(pieces, tokenizer)) for pieces in written]
 
 
 def _without_system(probe: Probe, texts: list[str | None]) -> str | None:

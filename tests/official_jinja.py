@@ -53,6 +53,7 @@ ALPACA = """\
 PLAIN = """\
 {{- bos_token -}}
 {%- for message in messages -%}
+{%- if message.role == 'system' -%}{{- raise_exception('no system message') -}}{%- endif -%}
 {{- message.content -}}{%- if message.role == 'assistant' -%}{{- eos_token -}}{%- endif -%}
 {%- endfor -%}"""
 TORCHLLMS = """\
@@ -63,6 +64,7 @@ TORCHLLMS = """\
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant<|im_start|>\n\n' -}}{%- endif -%}"""
 STORYTELLER = """\
 {%- for message in messages -%}
+{%- if message.role == 'system' -%}{{- raise_exception('no system message') -}}{%- endif -%}
 {%- if message.role == 'user' -%}{{- message.content.strip() -}}
 {%- else -%}{{- bos_token + message.content.strip() + eos_token -}}
 {%- endif -%}

@@ -72,3 +72,82 @@ def say(*turns: str) -> list[dict[str, str]]:
 
 
 CHAT = say("system: Be brief.", "user: Hi there", "assistant: Hello!")
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "What the weather is like",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "description": "Żółć, {{ x }}"}},
+                "required": ["city"],
+            },
+        },
+    },
+    {
+        "type": "function",
+        "function": {"name": "now", "description": "", "parameters": {"type": "object", "properties": {}}},
+    },
+]
+
+
+def conversations_with_tools(count: int = 100, *, calls: int = 2, seed: int = 0) -> list[list[dict]]:
+    """Conversations in which replies call tools, at most so many at once; the first message lists them.
+
+    Results are JSON, and calls have no words beside them, so that every official template writes them."""
+    chance = random.Random(seed)
+    return [_with_tools(chance, calls) for _ in range(count)]
+
+
+def _with_tools(chance: random.Random, calls: int) -> list[dict]:
+    messages: list[dict] = []
+    if chance.random() < 0.5:
+        messages.append({"role": "system", "content": _content(chance)})
+    for _ in range(chance.randint(1, 3)):
+        messages.append({"role": "user", "content": _content(chance)})
+        if chance.random() < 0.7:
+            made = [_call(chance) for _ in range(chance.randint(1, calls))]
+            messages.append({"role": "assistant", "content": "", "tool_calls": made})
+            for call in made:
+                result = chance.choice(['{"degrees": 22, "sky": "żółty"}', '["a", 1.5, null]', "22", '"dry"'])
+                messages.append({"role": "tool", "content": result, "tool_call_id": call["id"]})
+        messages.append({"role": "assistant", "content": _content(chance)})
+    if chance.random() < 0.4:
+        messages.pop()
+    if chance.random() < 0.7:
+        messages[0]["tools"] = TOOLS[: chance.randint(1, 2)]
+    return messages
+
+
+def _call(chance: random.Random) -> dict:
+    arguments = chance.choice([{}, {"city": "Gdańsk"}, {"city": "x <s\n", "days": [1, 2.5, True, None]}])
+    name = "".join(chance.choices("abcXYZ0189", k=9))
+    return {"id": name, "type": "function", "function": {"name": "weather", "arguments": arguments}}
+
+
+THOUGHTS = [
+    "<think>\nHm, so.\n</think>\n\nYes.",
+    "<think>a</think>b</think>\n\nc",
+    "\n\n</think>No.",
+    "Oh <think>",
+    "\n\nx",
+]
+
+
+def conversations_with_thoughts(count: int = 100, *, seed: int = 0) -> list[list[dict]]:
+    """Conversations in which replies have reasoning, in their content or beside it, or both, or none."""
+    chance = random.Random(seed)
+    made = [*conversations(count, tools=True, seed=seed), *conversations_with_tools(count, seed=seed)]
+    chance.shuffle(made)
+    for messages in made[:count]:
+        for message in messages:
+            if message["role"] == "assistant" and chance.random() < 0.5:
+                message["content"] = chance.choice(THOUGHTS)
+            if message["role"] == "assistant" and chance.random() < 0.3:
+                message["reasoning_content"] = chance.choice(["I wonder.", "\n\nŻ\n", "<think>\n"])
+            if message["role"] == "user" and chance.random() < 0.1:
+                message["content"] = "<tool_response>\n1\n</tool_response>"
+    return made[:count]

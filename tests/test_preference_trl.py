@@ -16,12 +16,12 @@ system: {start: "<|im_start|>system\\n", end: "<|im_end|>"}
 user: {start: "<|im_start|>user\\n", end: "<|im_end|>"}
 assistant: {start: "<|im_start|>assistant\\n", end: "<|im_end|>"}
 stop: ["<|im_end|>"]
-jinja: |-
-  {%- for message in messages -%}
-  {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' -}}
-  {%- endfor -%}
-  {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
 """  # ChatML whose turns end with their control token: what TRL takes for the answer is what we learn
+JINJA = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
 OF_DPO = {  # our words, TRL's name of the loss
     "sigmoid": ({}, "sigmoid"),
     "ipo": ({}, "ipo"),
@@ -77,9 +77,7 @@ def theirs(made, trainer_class, config_class, rows, **settings):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(made.model)
-    tokenizer.chat_template = (
-        TEMPLATE.split("jinja: |-\n")[1].replace("\n  ", "\n").strip().replace("\\\\", "\\")
-    )
+    tokenizer.chat_template = JINJA
     model = AutoModelForCausalLM.from_pretrained(made.model, dtype=torch.float32)
     model.get_input_embeddings().padding_idx = None  # or the end of a turn, which pads too, never learns
     options = SETTINGS | {"output_dir": str(made.place / "trl"), "per_device_train_batch_size": len(rows)}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from score_models import loaded
-from test_preference_trl import EPS, RATE, SETTINGS, STEPS, TEMPLATE, assert_same, pairs
+from test_preference_trl import EPS, JINJA, RATE, SETTINGS, STEPS, TEMPLATE, assert_same, pairs
 from tiny_pairs import prefer, write_records
 from tiny_runs import base_model, material, metrics, run
 
@@ -21,7 +21,7 @@ def made(tmp_path_factory):
     give_score_head_(model, seed=3)
     with torch.no_grad():
         model.head_weight.mul_(20)
-    base_model()[0].save(made.place / "judge", chat_template=TEMPLATE.split("jinja: |-\n")[1])
+    base_model()[0].save(made.place / "judge", chat_template=JINJA)
     save_model(model, model.config, made.place / "judge", dtype=torch.float32)
     return made
 
@@ -42,8 +42,7 @@ def theirs(made, rows, **settings):
     from trl import RewardConfig, RewardTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(made.place / "judge")
-    jinja = TEMPLATE.split("jinja: |-\n")[1]
-    tokenizer.chat_template = jinja.replace("\n  ", "\n").strip()
+    tokenizer.chat_template = JINJA
     model = loaded(made.place / "judge")
     # Turns end with what pads: the score would be read before it, and its embedding would never learn.
     tokenizer.pad_token = "<|endoftext|>"

@@ -112,7 +112,7 @@ def test_a_model_that_carries_the_template_is_recognised_by_it():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template.jinja
     assert Template.recognise(tokenizer).name == "storyteller"
-    tokenizer.chat_template = template.jinja.replace("raise_exception('roles are user and assistant')", "'x'")
+    tokenizer.chat_template = template.jinja.replace("raise_exception(", "(")
     assert refusal(Template.recognise, tokenizer).startswith("the model's own chat template is none of")
     fault = template.fault([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}])
     assert fault is not None

@@ -8,7 +8,7 @@ from tutelage.errors import UserError
 from tutelage.text.pieces import Piece, Rendered
 from tutelage.text.roles import ROLES
 from tutelage.text.template import Template
-from tutelage.text.template_file import BUILT_INS, built_in_names
+from tutelage.text.template_file import built_in_names
 
 NAME_IT = (
     "name the template the model was trained with by --template_config: "
@@ -70,13 +70,36 @@ def test_roles_and_weights_of_chatml_token_by_token():
     ]
 
 
+CHATML = ("Be brief.<|im_end|>", "Hi there<|im_end|>", "Hello!<|im_end|>")
+LLAMA3 = tuple(text.replace("im_end", "eot_id") for text in CHATML)
+PHI3 = tuple(text.replace("im_end", "end") + "\n" for text in CHATML)
+THOUGHT = ("Be brief.<|im_end|>", "Hi there<|im_end|>", "<think>\n\n</think>\n\nHello!<|im_end|>\n")
 OF_MESSAGES = {  # of each built-in: what is the system's, the user's and the assistant's of CHAT
-    "chatml": ("Be brief.<|im_end|>", "Hi there<|im_end|>", "Hello!<|im_end|>"),
-    "smollm2": ("Be brief.<|im_end|>", "Hi there<|im_end|>", "Hello!<|im_end|>"),
-    "qwen2.5_instruct": ("Be brief.<|im_end|>", "Hi there<|im_end|>", "\nHello!<|im_end|>\n"),
-    "llama3_instruct": ("Be brief.<|eot_id|>", "Hi there<|eot_id|>", "Hello!<|eot_id|>"),
-    "llama3.1_instruct": ("Be brief.<|eot_id|>", "Hi there<|eot_id|>", "Hello!<|eot_id|>"),
+    "chatml": CHATML,
+    "smollm2": CHATML,
+    "qwen2.5_instruct": (*CHATML[:2], "\nHello!<|im_end|>\n"),
+    "qwen2.5_torchllms": CHATML,
+    "qwen3": THOUGHT,
+    "qwen3_no_thinking": THOUGHT,
+    "llama2": ("<<SYS>>\nBe brief.\n<</SYS>>\n\n", "Hi there [/INST]", " Hello! </s>"),
+    "llama3_instruct": LLAMA3,
+    "llama3.1_instruct": LLAMA3,
+    "llama3.2_instruct": LLAMA3,
+    "olmo2_instruct": ("Be brief.", "Hi there", "Hello!<|endoftext|>"),
+    "gemma": (None, "Hi there<end_of_turn>\n", "Hello!<end_of_turn>\n"),
+    "gemma3": ("Be brief.\n\n", "Hi there<end_of_turn>\n", "Hello!<end_of_turn>\n"),
+    "phi3": (*PHI3[:2], PHI3[2] + "<|endoftext|>"),
+    "phi3.5": (*PHI3[:2], PHI3[2] + "<|endoftext|>"),
+    "phi3_small": (*PHI3[:2], PHI3[2] + "$eos"),
+    "phi3_medium": (None, *PHI3[1:]),
+    "phi3_mini_2024-04": (None, *PHI3[1:]),
+    "mistral_v1": ("Be brief.\n\n", "Hi there [/INST]", " Hello!</s>"),
     "mistral_instruct": (" Be brief.\n\n", "Hi there[/INST]", " Hello!</s>"),
+    "mistral_tekken": ("Be brief.\n\n", "Hi there[/INST]", "Hello!</s>"),
+    "mistral_v7": (" Be brief.[/SYSTEM_PROMPT]", " Hi there[/INST]", " Hello!</s>"),
+    "zephyr": ("Be brief.</s>", "Hi there</s>", "Hello!</s>"),
+    "alpaca": ("Be brief.", "Hi there", "Hello!$eos"),
+    "plain": (None, "Hi there", "Hello!$eos"),
     "storyteller": (None, "Hi there", "<s>Hello!</s>"),  # its BOS opens the reply, and is learned with it
 }
 
@@ -122,20 +145,23 @@ def test_empty_pieces_leave_no_span():
     assert (rendered.roles, rendered.learned, rendered.control) == ([(0, 1, "other")], [], [])
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_INS.glob("*.yaml")))
+@pytest.mark.parametrize("name", [name for name in built_in_names() if not name.startswith("qwen3")])
 def test_every_reply_is_learned_whole_and_ends_in_a_stop_token(name):
+    """Qwen 3's, which lose or gain reasoning, are compared with the official template's."""
     template = Template.load(name)
+    turn = template.file.turns["assistant"]
+    lead, end, eos = (
+        "".join(piece.text for piece in part) for part in (turn.lead, turn.end, template.file.eos)
+    )
+    assert template.stop[0] in end
     fitting = [messages for messages in conversations(100, seed=5) if template.fault(messages) is None]
     assert len(fitting) > 20
     for messages in fitting:
         rendered = template.render(messages)
-        learned = [rendered.text[start:end].strip() for start, end in rendered.learned]
+        learned = "".join(rendered.text[start:end] for start, end in rendered.learned)
         replies = [message["content"] for message in messages if message["role"] == "assistant"]
-        if template.file.turns["assistant"].strip:
-            replies = [reply.strip() for reply in replies]
-        lead = "".join(piece.text for piece in template.file.turns["assistant"].lead)
-        expected = [(lead + reply + template.stop[0]).strip() for reply in replies]
-        assert "".join(learned) == "".join(expected)  # an empty prompt between two replies joins their spans
+        expected = [lead + (reply.strip() if turn.strip else reply) + end for reply in replies]
+        assert learned == "".join(expected) + (eos if messages[-1]["role"] == "assistant" else "")
 
 
 @pytest.mark.parametrize("name", SOURCE_OF)
@@ -179,21 +205,18 @@ def test_stop_tokens_are_known_by_id():
 
 def test_a_template_of_another_model_is_refused():
     with pytest.raises(UserError) as refused:
-        Template.load("mistral_instruct").check(tokenizer("smollm2"))
+        Template.load("mistral_v1").check(tokenizer("smollm2"))
     assert str(refused.value) == (
-        "template mistral_instruct writes <s>, </s>, [INST], [/INST], and the model's tokenizer has no such "
-        f"control token; {NAME_IT}"
+        "template mistral_v1 writes <s>, </s>, and the model's tokenizer has no such control token; "
+        + NAME_IT
     )
     with pytest.raises(UserError):
-        Template.load("mistral_instruct").encode(CHAT, tokenizer("smollm2"))
+        Template.load("mistral_v1").encode(CHAT, tokenizer("smollm2"))
 
 
 def test_conversations_that_a_template_cannot_write_are_refused():
-    mistral, calls = (
-        Template.load("mistral_instruct"),
-        say("user: x", "assistant: x", "tool: x", "assistant: x"),
-    )
-    fault = "message 3 is a tool message, for which template mistral_instruct has no form"
+    mistral, calls = Template.load("mistral_v1"), say("user: x", "assistant: x", "tool: x", "assistant: x")
+    fault = "message 3 is a tool message, for which template mistral_v1 has no form"
     assert mistral.fault(calls) == fault
     assert Template.load("chatml").fault(calls) is None
     for messages, reply, reason in (

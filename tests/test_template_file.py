@@ -10,11 +10,18 @@ from tutelage.errors import UserError
 from tutelage.text.template import Template
 from tutelage.text.template_file import BUILT_INS, built_in_names
 
-NAMES = "chatml, llama3.1_instruct, llama3_instruct, mistral_instruct, qwen2.5_instruct, smollm2, storyteller"
+NAMES = (
+    "alpaca, chatml, gemma, gemma3, llama2, llama3.1_instruct, llama3.2_instruct, llama3_instruct, "
+    "mistral_instruct, mistral_tekken, mistral_v1, mistral_v7, olmo2_instruct, phi3, phi3.5, phi3_medium, "
+    "phi3_mini_2024-04, phi3_small, plain, qwen2.5_instruct, qwen2.5_torchllms, qwen3, qwen3_no_thinking, "
+    "smollm2, storyteller, zephyr"
+)
 
 
 def test_templates_are_loaded_by_name_and_by_path(tmp_path):
     assert built_in_names() == NAMES.split(", ")
+    assert Template.load("qwen2.5").name == "qwen2.5_instruct"
+    assert Template.load("mistral_v3").name == "mistral_instruct"
     assert Template.load("chatml.yaml").name == Template.load("chatml").name == "chatml"
     own = tmp_path / "mine.yaml"
     own.write_text((BUILT_INS / "chatml.yaml").read_text().replace("user\\n", "human\\n"))
@@ -44,8 +51,8 @@ MISTAKES = {
     "unknown key": ({"contrl": []}, "contrl: no such key, did you mean control?"),
     "nothing near": (
         {"zzz": 1},
-        "zzz: no such key, known are control, bos, system, user, assistant, tool, default_system, learned, "
-        "reply, stop, jinja",
+        "zzz: no such key, known are control, bos, eos, system, user, assistant, tool, tools, "
+        "default_system, learned, reply, stop",
     ),
     "unknown key of a turn": (
         {"user": {"begin": ""}},
@@ -61,8 +68,11 @@ MISTAKES = {
     "flag": ({"user": {"strip": "yes"}}, "user.strip is 'yes', true or false is wanted"),
     "learned": ({"learned": ["bot"]}, "learned has 'bot', which is not one of system, user, assistant, tool"),
     "stop": ({"stop": ["</s>"]}, "stop has '</s>', which is not listed under control"),
-    "reply": ({"reply": ["end"]}, "reply has 'end', which is not one of start, lead"),
-    "into": ({"system": {"into": "first"}}, "system.into is 'first'; only last_user is known"),
+    "reply": ({"reply": ["end"]}, "reply has 'end', which is not one of start, lead, no_thinking"),
+    "into": (
+        {"system": {"into": "first"}},
+        "system.into has 'first', which is not one of first_user, last_user",
+    ),
 }
 
 
@@ -78,8 +88,8 @@ def test_mistakes_in_a_template_file_are_named(case, tmp_path):
 
 def test_files_that_are_no_templates_are_refused(tmp_path):
     for content, message in (
-        ([1], " holds no keys; a template has at least control, user, assistant, stop, jinja"),
-        ({"control": []}, " lacks user, assistant, stop, jinja"),
+        ([1], " holds no keys; a template has at least control, user, assistant, stop"),
+        ({"control": []}, " lacks user, assistant, stop"),
     ):
         path = write(tmp_path, content)
         with pytest.raises(UserError) as refused:

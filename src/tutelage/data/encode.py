@@ -58,7 +58,7 @@ class Encoder:
         if kind == "text":
             return [self.tokenizer.fingerprint, self.frame]
         assert self.template is not None
-        return [self.tokenizer.fingerprint, repr(self.template.file)]
+        return [self.tokenizer.fingerprint, self.template.origin]
 
     @cached_property
     def frame(self) -> tuple[list[int], list[int]]:
@@ -114,8 +114,8 @@ class Encoder:
         """The rows this template can render, and their documents; a role it has no form for is a fault."""
         assert self.template is not None
         kept = []
-        for line, messages in rows:
-            fault = self.template.fault(messages)
+        found = self.template.faults([messages for _, messages in rows])
+        for (line, messages), fault in zip(rows, found, strict=True):
             if fault is None:
                 kept.append((line, messages))
             else:
@@ -127,10 +127,11 @@ class Encoder:
         """The comparisons this template can render, and a document for each answer: it alone is learned."""
         assert self.template is not None
         kept, whole, lasts = [], [], []
-        for line, comparison in rows:
-            conversations = [[*comparison.prompt, *answer] for answer in comparison.answers]
-            found = (self.template.fault(messages) for messages in conversations)
-            if fault := next((fault for fault in found if fault is not None), None):
+        asked = [[[*row.prompt, *answer] for answer in row.answers] for _, row in rows]
+        found = iter(self.template.faults([each for conversations in asked for each in conversations]))
+        for (line, comparison), conversations in zip(rows, asked, strict=True):
+            faults_of_row = [next(found) for _ in conversations]
+            if fault := next((fault for fault in faults_of_row if fault is not None), None):
                 faults.add(source.place(line), fault)
                 continue
             kept.append((line, comparison))

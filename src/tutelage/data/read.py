@@ -19,7 +19,7 @@ from tutelage.data.shapes import Unfit, fault_of_text, keys_of, messages_of, pro
 from tutelage.data.sources import BOM, Source
 from tutelage.data.tables import COMPRESSED, LONGEST_LINE, TABLES, as_json, open_bytes, table_rows
 from tutelage.errors import UserError
-from tutelage.text.messages import message_faults
+from tutelage.text.messages import message_faults, with_tools
 
 SAMPLING_SEED = 42  # of the systems whose flags these are, so that the same rows are chosen
 NO_ROW = ""  # the fault of what is no row at all
@@ -200,7 +200,7 @@ def _checker_of_records(source: Source) -> Callable[[Any], str | None]:
 
     def messages(record: Any) -> str | None:  # what most data is, so without a detour
         if isinstance(record, dict) and "messages" in record:
-            return message_faults(record["messages"])
+            return message_faults(with_tools(record["messages"], record.get("tools")))
         return spoken(record)
 
     if source.kind == "jsonl" and source.shape == "messages" and not source.fields:
@@ -211,7 +211,9 @@ def _checker_of_records(source: Source) -> Callable[[Any], str | None]:
 def _spoken(source: Source, record: dict[str, Any]) -> Any:
     """The messages in a record; raises `Unfit`."""
     record = renamed(record, source.fields)
-    return prompt_of(record, source.shape) if source.kind == "prompt" else messages_of(record, source.shape)
+    read = prompt_of if source.kind == "prompt" else messages_of
+    messages = read(record, source.shape)
+    return with_tools(messages, record.get("tools")) if source.shape == "messages" else messages
 
 
 def _other_shape(source: Source, record: dict[str, Any]) -> str:

@@ -41,7 +41,7 @@ class DataShowConfig:
 
     # Model and text
     ckpt_paths: tuple[str, ...]  # whose tokenizer it is: an HF directory, a hub id or a .gguf file
-    template_config: str | None = None  # a built-in name or a YAML file; default: the model's own
+    template_config: str | None = None  # a built-in name, a YAML file, or `model`; default: recognised
     max_seq_len: int = 4096  # positions of the longest document that is not cut
     too_long: Literal["truncate", "drop", "split"] = "truncate"  # what happens to longer ones
 
@@ -118,14 +118,13 @@ def _text_of(
     """The tokenizer, and a template if there are conversations to render."""
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.data.sources import parse_sources
-    from tutelage.text.template import Template
+    from tutelage.text.jinja_template import template_of
 
     sources = parse_sources(files, ranked=ranked)
     tokenizer = load_tokenizer(config.ckpt_paths[0])
     if all(source.kind == "text" for source in sources):
         return tokenizer, None
-    named = config.template_config
-    return tokenizer, Template.load(named) if named else Template.recognise(tokenizer)
+    return tokenizer, template_of(tokenizer, config.template_config)
 
 
 def _show(

@@ -211,17 +211,23 @@ def _fault(record: Any, config: GenerateConfig, template: Template | None) -> st
         return 'not an object with either "prompt" or "messages"'
     if "prompt" in record:
         return None if isinstance(record["prompt"], str) else "prompt is not a string"
+    from tutelage.text.messages import with_tools
+
     if template is None:
         return "messages need a chat template, and --raw takes prompts as they are"
-    fault = template.fault(record["messages"], answered=False)
+    fault = template.fault(with_tools(record["messages"], record.get("tools")), answered=False)
     if fault is None and config.system and record["messages"][0]["role"] == "system":
         return "messages begin with a system message, and --system is given too"
     return fault
 
 
-def _messages(record: dict[str, Any], config: GenerateConfig) -> list[dict[str, str]]:
+def _messages(record: dict[str, Any], config: GenerateConfig) -> list[dict[str, Any]]:
+    from tutelage.text.messages import with_tools
+
     messages = record.get("messages") or [{"role": "user", "content": record["prompt"]}]
-    return [{"role": "system", "content": config.system}, *messages] if config.system else messages
+    if config.system:
+        messages = [{"role": "system", "content": config.system}, *messages]
+    return with_tools(messages, record.get("tools"))
 
 
 def _answered(record: dict[str, Any], text: str) -> dict[str, Any]:

@@ -28,7 +28,9 @@ class LoadedConfig:
     ]  # an HF directory, a run's --output_dir, a hub id, a .gguf or llama2.c file; then adapters
     force: bool = False  # put an adapter on a model that it was not trained on
     tokenizer: str | None = None  # directory or tokenizer.bin of the tokenizer; default: the model's own
-    template_config: str | None = None  # chat template: a built-in name or a file; default: the model's own
+    template_config: str | None = (
+        None  # chat template: a built-in name, a file, or `model`; default: recognised
+    )
     precision: Precision = "auto"  # of weights and arithmetic; auto: as stored, but never fp16 on CPU
     device: str = "auto"  # cuda, cpu, or auto: cuda where there is one
     quant: Quant = "none"  # linear layers in 4 (nf4, fp4) or 8 bits: less memory, slower, less exact
@@ -91,15 +93,12 @@ def load_text(config: LoadedConfig, *, raw: bool = False) -> tuple[Tokenizer, Te
     """The tokenizer and the template, None if prompts are `raw`; mistakes show before weights load."""
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.recipes.chain import chain_of
-    from tutelage.text.template import Template
+    from tutelage.text.jinja_template import template_of
 
     tokenizer = load_tokenizer(config.tokenizer or chain_of(config.ckpt_paths).text)
     if raw:
         return tokenizer, None
-    name = config.template_config
-    template = Template.load(name) if name else Template.recognise(tokenizer)
-    template.check(tokenizer)
-    return tokenizer, template
+    return tokenizer, template_of(tokenizer, config.template_config)
 
 
 def load_weights(config: LoadedConfig, *, writes: bool = True) -> Transformer:

@@ -27,6 +27,7 @@ from tutelage.recipes.reading import encoded, stream
 from tutelage.recipes.training import TrainingConfig
 from tutelage.recipes.watching import total_steps
 from tutelage.report.trained_table import trained_table
+from tutelage.text.jinja_template import template_of
 from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.train.plan import standing
@@ -45,8 +46,7 @@ def say(text: str) -> None:
 def text_of(model: Path, template_config: str | None) -> tuple[Tokenizer, Template]:
     """The model's tokenizer, and the template that was named or that the model's own is."""
     tokenizer = load_tokenizer(model)
-    template = Template.load(template_config) if template_config else Template.recognise(tokenizer)
-    template.check(tokenizer)
+    template = template_of(tokenizer, template_config)
     say(f"chat template: {template.name}" + ("" if template_config else " (recognised as the model's own)"))
     return tokenizer, template
 

@@ -119,4 +119,4 @@ def _learn(config: TokenizerTrainConfig, chosen: list[Rows], template: Template)
 
     train = {"byte_bpe": train_tokenizer, "sentencepiece": train_sentencepiece, "char": train_char}
     reserved = [f"<|reserved_special_token_{number}|>" for number in range(config.reserved_tokens)]
-    return train[config.algorithm](texts(chosen), config.vocab_size, [*template.file.control, *reserved])
+    return train[config.algorithm](texts(chosen), config.vocab_size, [*template.control, *reserved])

@@ -15,7 +15,7 @@ class TuningConfig(TrainingConfig):
         str, ...
     ]  # the model to start from: an HF directory, a hub id or a .gguf file; then adapters, merged into it
     template_config: str | None = (
-        None  # chat template: a built-in name or a YAML file; default: the model's own
+        None  # chat template: a built-in name, a YAML file, or `model` for its own; default: recognised
     )
     too_long: Literal["truncate", "drop"] = "truncate"  # what happens to conversations over max_seq_len
     use_role_embeddings: bool = False  # tell the model whose each token is; other programs cannot run it then

@@ -29,7 +29,7 @@ def scoring_pad(tokenizer: Tokenizer, template: Template | None) -> int | None:
 
     One called so or reserved comes before others, the unknown token last: a text cut short may end in it.
     """
-    writes = tokenizer.chat_template or "" if template is None else template.file.control
+    writes = tokenizer.chat_template or "" if template is None else template.control
     ends = {tokenizer.bos, tokenizer.eos}
     free = {
         content: index

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import UserError
-from tutelage.text.messages import message_faults, with_article
+from tutelage.text.messages import Message, message_faults, plain_messages, with_article
 from tutelage.text.pieces import Encoded, Piece, Rendered
 from tutelage.text.recognise import first_that_writes
-from tutelage.text.roles import ROLE_IDS
-from tutelage.text.template_file import TemplateFile, built_in_names, find_template, read_template
+from tutelage.text.template_file import built_in_names, find_template, read_template
+from tutelage.text.template_jinja import jinja_of
+from tutelage.text.template_parts import TemplateFile
 from tutelage.text.tokenizer import Tokenizer
+from tutelage.text.writing import form_fault, write
 
-Messages = Sequence[dict[str, str]]
+Messages = Sequence[Message]
 
 
 class Template:
@@ -21,8 +23,9 @@ class Template:
     def __init__(self, name: str, file: TemplateFile) -> None:
         self.name = name
         self.file = file
-        self.jinja = file.jinja  # the same template for other programs
+        self.origin = repr(file)  # what determines the text of a conversation
         self.stop = list(file.stop)  # the control tokens with which a reply ends
+        self.control = [token for token in file.control if token not in _NAMED]
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> "Template":
@@ -42,39 +45,43 @@ class Template:
         built_ins = (cls.load(name) for name in built_in_names())
         found = first_that_writes(tokenizer.chat_template, built_ins, tokenizer)
         if found is None:
-            raise UserError(f"the model's own chat template is none of the built-in ones; {name_it}")
+            raise UserError(
+                f"the model's own chat template is none of the built-in ones; {name_it}; or use it as it is "
+                "with --template_config model"
+            )
         return found
 
+    @property
+    def jinja(self) -> str:
+        """The same template for other programs, with `{% generation %}` around what is learned."""
+        return jinja_of(self.file)
+
     def export_jinja(self, tokenizer: Tokenizer) -> str:
-        """The Jinja a model trained with this should carry: its own if that writes the same, else ours."""
+        """The Jinja a model trained with this should carry: its own if that always writes the same."""
         own = tokenizer.chat_template
-        return own if own is not None and first_that_writes(own, [self], tokenizer) else self.jinja
+        if own is None or "strftime_now" in own or not first_that_writes(own, [self], tokenizer):
+            return self.jinja
+        return own
 
     def fault(self, messages: Any, *, answered: bool = True) -> str | None:
         """Why this template cannot render a conversation, in a few words, or None; see `message_faults`."""
         fault = message_faults(messages, answered=answered)
-        if fault is not None:
-            return fault
-        for number, message in enumerate(messages, start=1):
-            role = message["role"]
-            if role not in self.file.turns and not (role == "system" and self.file.into is not None):
-                return f"message {number} is a {role} message, for which template {self.name} has no form"
-        return None
+        return fault or form_fault(self.file, self.name, plain_messages(messages))
+
+    def faults(self, conversations: Sequence[Any], *, answered: bool = True) -> list[str | None]:
+        """`fault` of each conversation."""
+        return [self.fault(messages, answered=answered) for messages in conversations]
 
     def render(self, messages: Messages, *, reply: bool = False, learned_last: int | None = None) -> Rendered:
         """The conversation as text; with `reply`, up to where the assistant's next words begin.
 
         Of the assistant's messages those among the last `learned_last` are learned; None: all of them.
         """
-        fault = self.fault(messages, answered=False)
-        if fault is None and reply and messages[-1]["role"] not in ("user", "tool"):
-            last = with_article(messages[-1]["role"])
-            fault = f"a reply is asked for after {last} message; user or tool is wanted"
+        fault = self.fault(messages, answered=False) or reply_fault(messages, reply=reply)
         if fault is not None:
             raise UserError(f"this conversation cannot be rendered: {fault}")
-        return Rendered(
-            self._pieces(messages, reply, len(messages) if learned_last is None else learned_last)
-        )
+        last = len(messages) if learned_last is None else learned_last
+        return Rendered(write(self.file, plain_messages(messages), reply=reply, learned_last=last))
 
     def encode(self, messages: Messages, tokenizer: Tokenizer, *, reply: bool = False) -> Encoded:
         """The conversation as tokens, each with its role; learned ones have weight 1."""
@@ -95,11 +102,13 @@ class Template:
             self.render(each, reply=reply, learned_last=last)
             for each, last in zip(conversations, lasts, strict=True)
         ]
-        return tokenizer.encode_marked([each.pieces for each in rendered])
+        return tokenizer.encode_marked([self.named(each.pieces, tokenizer) for each in rendered])
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer that lacks control tokens which this template writes."""
-        missing = [token for token in self.file.control if token not in tokenizer.control]
+        missing = [token for token in self.control if token not in tokenizer.control]
+        if EOS in self.file.control and tokenizer.eos is None:
+            missing.append("the end of text (eos_token)")
         if missing:
             raise UserError(
                 f"template {self.name} writes {', '.join(missing)}, and the model's tokenizer has no such "
@@ -110,37 +119,27 @@ class Template:
     def stop_ids(self, tokenizer: Tokenizer) -> set[int]:
         """The tokens that end a reply."""
         self.check(tokenizer)
-        return {tokenizer.control[token] for token in self.stop}
+        return {tokenizer.control[tokenizer.named.get(_NAMED.get(token, ""), token)] for token in self.stop}
 
-    def _pieces(self, messages: Messages, reply: bool, learned_last: int) -> list[Piece]:
-        pieces = list(self.file.bos)
-        messages = self._with_default_system(messages)
-        system = None
-        if self.file.into is not None and messages[0]["role"] == "system":
-            system, messages = messages[0]["content"] + self.file.into, messages[1:]
-        roles = [message["role"] for message in messages]
-        last_user = max(place for place, role in enumerate(roles) if role == "user")
-        for place, message in enumerate(messages):
-            first = place == 0 or roles[place - 1] != roles[place]
-            last = place == len(roles) - 1 or roles[place + 1] != roles[place]
-            opening = system if place == last_user else None
-            turn = self._turn(message, first=first, last=last, system=opening)
-            kept = len(messages) - place <= learned_last
-            pieces += turn if kept else [piece._replace(learned=False) for piece in turn]
-        return pieces + list(self.file.reply) if reply else pieces
+    def named(self, pieces: list[Piece], tokenizer: Tokenizer) -> list[Piece]:
+        """The pieces with the tokenizer's own BOS and EOS; a BOS that it has not is left out."""
+        if len(self.control) == len(self.file.control):
+            return pieces
+        own = {token: tokenizer.named.get(name) for token, name in _NAMED.items()}
+        named = (
+            piece._replace(text=own[piece.text] or "") if piece.control and piece.text in own else piece
+            for piece in pieces
+        )
+        return [piece for piece in named if piece.text]
 
-    def _turn(self, message: dict[str, str], *, first: bool, last: bool, system: str | None) -> list[Piece]:
-        turn, role = self.file.turns[message["role"]], ROLE_IDS[message["role"]]
-        content = message["content"].strip() if turn.strip else message["content"]
-        lead, body = turn.lead, [Piece(content, role, turn.learned)]
-        if system is not None:
-            opener = ROLE_IDS["system"]
-            lead = tuple(piece._replace(role=opener, learned=False) for piece in lead)
-            body = [Piece(system, opener), *body]
-        opening, closing = turn.open if first else (), turn.close if last else ()
-        return [*opening, *turn.start, *lead, *body, *turn.end, *turn.after, *closing]
 
-    def _with_default_system(self, messages: Messages) -> Messages:
-        if self.file.default_system is None or messages[0]["role"] == "system":
-            return messages
-        return [{"role": "system", "content": self.file.default_system}, *messages]
+def reply_fault(messages: Messages, *, reply: bool) -> str | None:
+    """Why no reply can be asked for after these messages, or None."""
+    if not reply or messages[-1]["role"] in ("user", "tool"):
+        return None
+    last = with_article(messages[-1]["role"])
+    return f"a reply is asked for after {last} message; user or tool is wanted"
+
+
+EOS = "$eos"
+_NAMED = {"$bos": "bos_token", EOS: "eos_token"}  # how a template file calls what each tokenizer spells

@@ -2,7 +2,6 @@
 
 import difflib
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +10,11 @@ import yaml
 from tutelage.errors import UserError
 from tutelage.text.pieces import Piece
 from tutelage.text.roles import MESSAGE_ROLES, ROLE_IDS
+from tutelage.text.template_parts import Calls, Into, TemplateFile, Thinking, Tools, Turn
 
 BUILT_INS = Path(__file__).parent / "templates"
 OTHER = ROLE_IDS["other"]
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What a template writes around the messages of one role."""
-
-    start: tuple[Piece, ...]  # the header
-    lead: tuple[Piece, ...]  # opens the message itself: has its role, and is learned with it
-    end: tuple[Piece, ...]  # closes the message: has its role, and is learned with it
-    after: tuple[Piece, ...]
-    open: tuple[Piece, ...]  # before the first of several messages of this role in a row
-    close: tuple[Piece, ...]  # after the last of them
-    strip: bool  # the message loses the white space around it
-    learned: bool
-
-
-@dataclass(frozen=True)
-class TemplateFile:
-    """A checked template file. With `into`, a system text and this separator open the last user message."""
-
-    control: tuple[str, ...]
-    bos: tuple[Piece, ...]
-    turns: dict[str, Turn]
-    into: str | None
-    default_system: str | None
-    reply: tuple[Piece, ...]
-    stop: tuple[str, ...]
-    jinja: str
+_ALSO_CALLED = {"mistral_v3": "mistral_instruct"}
 
 
 def built_in_names() -> list[str]:
@@ -50,11 +23,13 @@ def built_in_names() -> list[str]:
 
 
 def find_template(name_or_path: str | Path) -> Path:
-    """The file of a built-in, named with or without .yaml, or the path itself."""
+    """The file of a built-in, named with or without .yaml or _instruct, or the path itself."""
     given = Path(name_or_path)
     name = given.name.removesuffix(".yaml")
-    if len(given.parts) == 1 and name in built_in_names():
-        return BUILT_INS / f"{name}.yaml"
+    if len(given.parts) == 1:
+        for known in (name, f"{name}_instruct", _ALSO_CALLED.get(name)):
+            if known in built_in_names():
+                return BUILT_INS / f"{known}.yaml"
     if not given.is_file():
         raise UserError(
             f"--template_config {name_or_path} is neither a file nor a built-in template; "
@@ -85,20 +60,33 @@ class _Once(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_STRING, _OPTIONAL, _STRINGS, _FLAG, _SECTION = (
+_STRING, _OPTIONAL, _STRINGS, _FLAG, _SECTION, _NUMBER = (
     "a string",
     "a string or null",
     "a list of strings",
     "true or false",
     "a section of keys",
+    "a whole number",
 )
-_TURN_KEYS = {"start": _STRING, "lead": _STRING, "end": _STRING, "after": _STRING, "strip": _FLAG}
-_RUN_KEYS = {"open": _STRING, "close": _STRING}
-_INTO_KEYS = {"into": _STRING, "separator": _STRING}
-_KEYS = {"control": _STRINGS, "bos": _STRING, "system": _SECTION, "user": _SECTION, "assistant": _SECTION}
-_KEYS |= {"tool": _SECTION, "default_system": _OPTIONAL, "learned": _STRINGS, "reply": _STRINGS}
-_KEYS |= {"stop": _STRINGS, "jinja": _STRING}
-_REQUIRED = ("control", "user", "assistant", "stop", "jinja")
+_TURN = {"start": _STRING, "lead": _STRING, "end": _STRING, "after": _STRING, "strip": _FLAG}
+_ONLY = {  # keys that only the turns of one role have
+    "system": {"omit_empty": _FLAG},
+    "user": {},
+    "assistant": {"between": _STRING, "thinking": _SECTION, "calls": _SECTION},
+    "tool": {"open": _STRING, "close": _STRING, "form": _STRING},
+}
+_INTO = {"into": _STRING, "lead": _STRING, "separator": _STRING, "strip": _FLAG, "strip_joined": _FLAG}
+_CALLS = {"separator": _STRING, "open": _STRING, "each": _STRING, "between": _STRING, "close": _STRING}
+_CALLS |= {"alone": _FLAG, "single": _FLAG, "id_length": _NUMBER}
+_TOOLS = {"into": _STRING, "system_start": _STRING, "separator": _STRING, "lead": _STRING, "each": _STRING}
+_TOOLS |= {"between": _STRING, "end": _STRING, "indent": _NUMBER}
+_THINKING = {"open": _STRING, "close": _STRING}
+_KEYS = {"control": _STRINGS, "bos": _STRING, "eos": _STRING, "system": _SECTION, "user": _SECTION}
+_KEYS |= {"assistant": _SECTION, "tool": _SECTION, "tools": _SECTION, "default_system": _OPTIONAL}
+_KEYS |= {"learned": _STRINGS, "reply": _STRINGS, "stop": _STRINGS}
+_REQUIRED = ("control", "user", "assistant", "stop")
+_USERS = ("first_user", "last_user")
+_FORMS = ("text", "json", "value")
 
 
 class _Reader:
@@ -117,9 +105,8 @@ class _Reader:
             raise UserError(f"{self.path} lacks {', '.join(missing)}")
         control = tuple(content["control"])
         if control:
-            self.control = re.compile(
-                "(" + "|".join(re.escape(c) for c in sorted(control, key=len)[::-1]) + ")"
-            )
+            longest_first = sorted(control, key=len, reverse=True)
+            self.control = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         learned = content.get("learned", ["assistant"])
         self._among(learned, MESSAGE_ROLES, "learned")
         self._among(content["stop"], control, "stop", "control")
@@ -130,34 +117,94 @@ class _Reader:
             for role in MESSAGE_ROLES
             if content.get(role) is not None and not (role == "system" and into is not None)
         }
+        tools = content.get("tools")
         return TemplateFile(
             control=control,
             bos=self._pieces(content.get("bos", "")),
+            eos=self._pieces(content.get("eos", "")),
             turns=turns,
             into=into,
             default_system=content.get("default_system"),
+            tools=self._tools(tools) if tools is not None else None,
             reply=self._reply(content.get("reply", ["start", "lead"]), turns["assistant"]),
             stop=tuple(content["stop"]),
-            jinja=content["jinja"],
         )
 
     def _turn(self, section: dict[str, Any], role: str, learned: bool) -> Turn:
-        self._check(section, _TURN_KEYS | (_RUN_KEYS if role == "tool" else {}), f"{role}.")
-        texts = {key: section.get(key, "") for key in ("start", "lead", "end", "after", "open", "close")}
-        own = {key: self._pieces(texts[key], ROLE_IDS[role], learned) for key in ("lead", "end")}
-        around = {key: self._pieces(texts[key]) for key in ("start", "after", "open", "close")}
-        return Turn(strip=section.get("strip", False), learned=learned, **own, **around)
+        self._check(section, _TURN | _ONLY[role], f"{role}.")
+        own = {key: self._pieces(section.get(key, ""), ROLE_IDS[role], learned) for key in ("lead", "end")}
+        around = {
+            key: self._pieces(section.get(key, "")) for key in ("start", "after", "between", "open", "close")
+        }
+        form = section.get("form", "text")
+        self._among([form], _FORMS, f"{role}.form")
+        calls, thinking = section.get("calls"), section.get("thinking")
+        return Turn(
+            strip=section.get("strip", False),
+            learned=learned,
+            omit_empty=section.get("omit_empty", False),
+            form=form,
+            calls=self._calls(calls, learned) if calls is not None else None,
+            thinking=self._thinking(thinking) if thinking is not None else None,
+            **own,
+            **around,
+        )
 
-    def _into(self, section: dict[str, Any]) -> str:
-        self._check(section, _INTO_KEYS, "system.")
-        if section["into"] != "last_user":
-            raise UserError(f"{self.path}: system.into is {section['into']!r}; only last_user is known")
-        return section.get("separator", "\n\n")
+    def _into(self, section: dict[str, Any]) -> Into:
+        self._check(section, _INTO, "system.")
+        self._among([section["into"]], _USERS, "system.into")
+        return Into(
+            user=section["into"],
+            lead=section.get("lead", ""),
+            separator=section.get("separator", "\n\n"),
+            strip=section.get("strip", False),
+            strip_joined=section.get("strip_joined", False),
+        )
+
+    def _calls(self, section: dict[str, Any], learned: bool) -> Calls:
+        self._check(section, _CALLS, "assistant.calls.")
+        role = ROLE_IDS["assistant"]
+        return Calls(
+            separator=section.get("separator", ""),
+            open=self._pieces(section.get("open", ""), role, learned),
+            each=section.get("each", ""),
+            between=section.get("between", ""),
+            close=self._pieces(section.get("close", ""), role, learned),
+            alone=section.get("alone", False),
+            single=section.get("single", False),
+            id_length=section.get("id_length"),
+        )
+
+    def _tools(self, section: dict[str, Any]) -> Tools:
+        self._check(section, _TOOLS, "tools.")
+        into = section.get("into", "system")
+        self._among([into], ("system", "first_user", "before_last_user"), "tools.into")
+        role = ROLE_IDS["system"]
+        start = section.get("system_start")
+        return Tools(
+            into=into,
+            system_start=None if start is None else self._pieces(start),
+            separator=section.get("separator", ""),
+            lead=self._pieces(section.get("lead", ""), role),
+            each=section.get("each", "$tool"),
+            between=section.get("between", ""),
+            end=self._pieces(section.get("end", ""), role),
+            indent=section.get("indent"),
+        )
+
+    def _thinking(self, section: dict[str, Any]) -> Thinking:
+        self._check(section, _THINKING, "assistant.thinking.")
+        return Thinking(open=section.get("open", ""), close=section.get("close", ""))
 
     def _reply(self, parts: list[str], assistant: Turn) -> tuple[Piece, ...]:
-        self._among(parts, ("start", "lead"), "reply")
-        lead = tuple(piece._replace(learned=False) for piece in assistant.lead) if "lead" in parts else ()
-        return (assistant.start if "start" in parts else ()) + lead
+        self._among(parts, ("start", "lead", "no_thinking"), "reply")
+        reply = assistant.start if "start" in parts else ()
+        if "lead" in parts:
+            reply += tuple(piece._replace(learned=False) for piece in assistant.lead)
+        if "no_thinking" in parts and assistant.thinking is not None:
+            empty = assistant.thinking.open + assistant.thinking.close
+            reply += self._pieces(empty, ROLE_IDS["assistant"])
+        return reply
 
     def _pieces(self, text: str, role: int = OTHER, learned: bool = False) -> tuple[Piece, ...]:
         """A text of the file, cut at its control tokens."""
@@ -184,6 +231,8 @@ class _Reader:
 def _is(value: Any, wanted: str) -> bool:
     if wanted == _STRINGS:
         return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    if wanted == _NUMBER:
+        return isinstance(value, int) and not isinstance(value, bool)
     if wanted == _SECTION:
         return isinstance(value, dict)
     return isinstance(value, bool if wanted == _FLAG else str) or (wanted == _OPTIONAL and value is None)

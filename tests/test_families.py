@@ -20,6 +20,7 @@ from tutelage.model.families import FAMILIES
 from tutelage.model.transformer import initialise_
 from tutelage.objectives.language import NextToken
 from tutelage.train.flops import flops_per_token
+from tutelage.train.freezing import Freezing, freeze_
 
 TOLERANCE = 1e-4
 each_model = pytest.mark.parametrize("name", MODELS)
@@ -157,6 +158,20 @@ def test_parameters_and_operations_are_counted(name):
     """PyTorch counts every pair of positions, seen or not, so the context is the whole row here."""
     model, tokens = deepcopy(ours(name)), some_tokens(3, 7)
     assert model.config.n_parameters == sum(p.numel() for p in model.parameters())
+    model.attention_impl = "eager"
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.unembed(model(tokens, positions_of(tokens))).sum().backward()
+    assert flops_per_token(model, 7) * tokens.numel() == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    "norm", ["q_norm", "k_norm", "post_attention_layernorm", "post_feedforward_layernorm"]
+)
+@pytest.mark.parametrize("name", ["OLMo 2", "Gemma 3"])
+def test_what_a_single_trained_norm_takes_is_counted(name, norm):
+    """In the middle block: what comes before it needs no gradient."""
+    model, tokens = deepcopy(ours(name)), some_tokens(3, 7)
+    freeze_(model, Freezing(trained=(rf".*layers\.1\..*{norm}\.weight",)))
     model.attention_impl = "eager"
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model.unembed(model(tokens, positions_of(tokens))).sum().backward()

@@ -11,6 +11,7 @@ from published_configs import CONFIGS, COUNTS
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tutelage.checkpoint.hf import read_config
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.rope import rope
@@ -172,6 +173,20 @@ def test_all_keys_of_transformers_own_class_are_known(model_type):
     values |= {"max_length": 20, "temperature": 0.7, "top_p": 0.9, "do_sample": True, "num_beams": 4}
     values |= {"_attn_implementation_autoset": True, "unsloth_version": "2025.1", "output_attentions": False}
     ModelConfig.from_hf(values)
+
+
+def test_the_code_beside_phi3_is_left_alone_and_other_code_is_refused(tmp_path):
+    """Its published files name code that transformers has had since as a class of its own."""
+    code = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoTokenizer": "Xenova/gpt-4o"}
+    code |= {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIGS["Phi-4-mini"] | {"auto_map": code}))
+    assert read_config(path) == ModelConfig.from_hf(CONFIGS["Phi-4-mini"])
+    other = code | {"AutoModelForCausalLM": "modeling_phi3_yarn.Phi3ForCausalLM"}
+    for values in ({"auto_map": other}, {"auto_map": code, "model_type": "llama"}, {"auto_map": [1]}):
+        path.write_text(json.dumps(CONFIGS["Phi-4-mini"] | values))
+        with pytest.raises(UserError, match="auto_map asks to run Python code"):
+            read_config(path)
 
 
 def test_the_first_files_of_phi3_had_other_names_for_longrope():

@@ -31,6 +31,7 @@ from tutelage.checkpoint.tokenizer import find_gguf
 from tutelage.checkpoint.torchllms_lora import find_torchllms, is_part, read_torchllms
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
+from tutelage.model.families import FAMILIES
 from tutelage.model.quantize import Quantization
 from tutelage.model.transformer import Transformer
 
@@ -54,7 +55,7 @@ def load_config(path: str | Path) -> ModelConfig:
 def read_config(where: Path) -> ModelConfig:
     """The shape that a config.json describes, wherever it lies and whatever it is called."""
     values = read_object(where)
-    if "auto_map" in values:
+    if "auto_map" in values and not _is_plain(values):
         raise UserError(
             f"{where}: auto_map asks to run Python code that came with the model, which is never done; "
             "if the model is a plain one of its model_type, remove auto_map"
@@ -67,6 +68,14 @@ def read_config(where: Path) -> ModelConfig:
         raise UserError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from error
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         raise UserError(f"{where} has a value of the wrong kind: {error}") from error
+
+
+def _is_plain(values: dict[str, Any]) -> bool:
+    """Whether auto_map names only code that transformers' class of the family computes too."""
+    family, code = FAMILIES.get(str(values.get("model_type"))), values["auto_map"]
+    if family is None or not isinstance(code, dict):
+        return False
+    return all(name in family.code for kind, name in code.items() if kind != "AutoTokenizer")
 
 
 def check_files(path: str | Path) -> None:

@@ -38,7 +38,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 # By the name alone, where a family's row does not say otherwise: transformers reads no window of a Llama, and
 # a bias is among the tensors or not.
 _HARMLESS = """
-model_type architectures torch_dtype dtype transformers_version use_cache initializer_range
+auto_map model_type architectures torch_dtype dtype transformers_version use_cache initializer_range
 pretraining_tp attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop max_sequence_length
 seq_length tokenizer_class tokenizer_model_max_length tokenizer_padding_side model_max_length
 padding_side prefix id2label label2id num_labels problem_type finetuning_task task_specific_params

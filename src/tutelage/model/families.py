@@ -89,6 +89,7 @@ class Family:
     rope_layers: Callable[[Values], tuple[bool, ...] | None] = _all_turn
     written: tuple[str, ...] = ()  # keys about windows and rotary embeddings that others lack
     read: tuple[str, ...] = ()  # more of them, in older files
+    code: tuple[str, ...] = ()  # what auto_map names in published files, and transformers' class computes too
 
     @property
     def scoring(self) -> str:
@@ -197,6 +198,7 @@ FAMILIES: dict[str, Family] = {  # by model_type
         ropes=("default", "longrope"),
         rope_names={"su": "longrope", "yarn": "longrope"},  # yarn as in the first files, with longrope's keys
         written=("sliding_window", "partial_rotary_factor", "original_max_position_embeddings"),
+        code=("configuration_phi3.Phi3Config", "modeling_phi3.Phi3ForCausalLM"),
     ),
     "smollm3": Family(
         architecture="SmolLM3ForCausalLM",

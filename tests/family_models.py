@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from tiny_models import positions_of
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -20,6 +21,10 @@ from transformers import (
     Qwen3Config,
     SmolLM3Config,
 )
+
+from tutelage.data.batch import Batch
+from tutelage.model.config import ModelConfig
+from tutelage.model.transformer import Transformer
 
 WINDOW = 8
 CONTEXT = 32  # before rotary embeddings are scaled
@@ -114,9 +119,9 @@ MODELS: dict[str, PretrainedConfig] = {
 
 
 @cache
-def oracle(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def oracle(name: str) -> PreTrainedModel:
     """The model of transformers, every parameter random, in the attention that has caps of scores."""
-    return randomised(AutoModelForCausalLM, deepcopy(MODELS[name])).to(dtype)
+    return randomised(AutoModelForCausalLM, deepcopy(MODELS[name]))
 
 
 def randomised(kind: Any, config: PretrainedConfig) -> PreTrainedModel:
@@ -128,3 +133,35 @@ def randomised(kind: Any, config: PretrainedConfig) -> PreTrainedModel:
         for key, parameter in model.named_parameters():
             parameter.normal_(around if "norm" in key else 0.0, 0.3)
     return model
+
+
+@cache
+def ours(name: str) -> Transformer:
+    """Ours with its weights."""
+    theirs = oracle(name)
+    model = Transformer(ModelConfig.from_hf(theirs.config.to_dict()))
+    state = theirs.state_dict()
+    if model.config.tied:
+        state.pop("lm_head.weight")
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def some_tokens(rows: int, length: int, seed: int = 1) -> torch.Tensor:
+    """(rows, length) tokens, none of them control tokens."""
+    return torch.randint(3, 61, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def batch_of(tokens: torch.Tensor) -> Batch:
+    """Rows that learn to say their own next token, all but the last."""
+    targets = torch.cat([tokens[:, 1:], tokens[:, :1]], dim=1)
+    weights = torch.ones(tokens.shape)
+    weights[:, -1] = 0
+    zeros = torch.zeros_like(tokens)
+    return Batch(tokens, targets, weights, positions_of(tokens), zeros, zeros)
+
+
+def logits_of(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
+    """(B, T, V) of rows that are one document each."""
+    with torch.no_grad():
+        return model.unembed(model(tokens, positions_of(tokens)))

@@ -33,11 +33,14 @@ def write_model(
     settings: dict[str, Any] | None = None,
     extra: dict[str, np.ndarray] | None = None,
     without: Sequence[str] = (),
+    tensors_per_part: int = 0,
 ) -> Path:
-    """`model` as GGUF, matrices of the given type where their rows divide into blocks; `settings` go last."""
+    """`model` as GGUF, matrices of the given type where their rows divide into blocks; `settings` go last.
+
+    With `tensors_per_part` in several files, of which the first is returned."""
     config = model.config
     architecture = "llama" if config.model_type == "mistral" else config.model_type
-    writer = GGUFWriter(path, architecture)
+    writer = GGUFWriter(path, architecture, split_max_tensors=tensors_per_part)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     window = getattr(config, "sliding_window", None)
     values = {
@@ -68,7 +71,8 @@ def write_model(
         raw = tensor if kind == GGMLQuantizationType.F32 else gguf.quantize(tensor, kind)
         if name not in without:
             writer.add_tensor(name, np.ascontiguousarray(raw), raw_dtype=kind)
-    return write(writer, path)
+    write(writer, path)
+    return next(iter(path.parent.glob(f"{path.stem}-00001-of-*.gguf")), path)
 
 
 def write(writer: GGUFWriter, path: Path) -> Path:

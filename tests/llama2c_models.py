@@ -12,7 +12,7 @@ import torch
 from tutelage.data.stories.plots import story
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
-from tutelage.text.sentencepiece_model import tokenizer_json
+from tutelage.text.sentencepiece_file import tokenizer_json
 from tutelage.text.tokenizer import Tokenizer
 
 

@@ -107,6 +107,24 @@ def llama_cpp_file(path: str) -> Path:
     return _unpacked("llama.cpp-" + path.replace("/", "-"), unpack) / Path(path).name
 
 
+def llama_cpp_converter() -> Path:
+    """convert_hf_to_gguf.py of llama.cpp (MIT), with the packages it imports beside it."""
+
+    def unpack(to: Path) -> None:
+        command = [*_PIP, "--no-binary", ":all:", "--dest", ".", "llama-cpp-python==0.3.36"]
+        inside = "llama_cpp_python-0.3.36/vendor/llama.cpp/"
+        wanted = tuple(inside + name for name in ("conversion/", "gguf-py/gguf/", "convert_hf_to_gguf.py"))
+        with tarfile.open(_package("llama_cpp_python-0.3.36.tar.gz", command)) as archive:
+            for member in archive:
+                content = archive.extractfile(member) if member.name.startswith(wanted) else None
+                if content is not None:
+                    path = to / member.name.removeprefix(inside)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(content.read())
+
+    return _unpacked("llama.cpp-converter", unpack) / "convert_hf_to_gguf.py"
+
+
 def llama2c_program() -> Path:
     """run.c of llama2.c (MIT), as an early wrapper for Python carries it in its source package of 10 kB."""
 

@@ -11,7 +11,8 @@ from tiny_data import TOKENIZER
 
 from tutelage.commands import COMMANDS
 from tutelage.data.builders.choices import SYSTEM
-from tutelage.data.read import parse_sources, scan
+from tutelage.data.read import scan
+from tutelage.data.sources import parse_sources
 
 DOLLY = {"instruction": "When did all of it begin?", "context": "It began in 2000.", "response": "In 2000."}
 ALPACA = {"instruction": "Name a colour that birds have.", "input": "", "output": "Red."}

@@ -214,6 +214,7 @@ def test_rows_that_cannot_be_used_are_named(found, fault):
         ("arc_challenge", "train_rc_5shot", choices.arc, 1119),
         ("openbookqa", "val_rc_5shot", choices.arc, 500),
         ("winogrande", "val_rc_5shot", choices.winogrande, 1267),
+        ("hellaswag", "val_rc_5shot", choices.hellaswag, 10042),
     ],
 )
 def test_whole_published_sets_are_read(task, form, of_row, questions):

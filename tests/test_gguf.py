@@ -150,23 +150,31 @@ def test_frequencies_of_no_known_scaling_are_refused(tmp_path):
     assert load_config(divided_by(1)).rope_scaling is None
     path = divided_by(4)
     assert refusal(load_config, path) == (
-        f"{path}: its rotary frequencies are divided by up to 4, which is neither Llama 3.1's scaling "
-        "nor 3.2's; use the safetensors of this model, whose config.json states it"
+        f"{path}: its rotary frequencies are divided by up to 4, and not as Llama "
+        "3.1's are; use the safetensors of this model, whose config.json states how"
     )
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"split.count": 3}, " is one of 3 parts; join them by llama-gguf-split --merge"),
+        (
+            {"split.count": 3},
+            " is one of 3 parts, which are found by their names: NAME-00001-of-00003.gguf and so on; "
+            "give them these names again",
+        ),
         ({"llama.expert_count": 8}, ": a mixture of 8 experts is not supported"),
         (
             {"llama.attention.value_length": 16},
             ": keys of length 8 and values of length 16 are not supported",
         ),
         (
-            {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0},
-            ": rope scaling 'yarn' is not supported; supported are none and llama3's",
+            {"llama.rope.dimension_count": 4},
+            ": rotary embeddings of 4 of 8 numbers are not supported",
+        ),
+        (
+            {"llama.attention.sliding_window_pattern": 4},
+            ": llama.attention.sliding_window_pattern = 4 is not supported",
         ),
         (
             {"llama.feed_forward_length": [48, 64]},
@@ -189,6 +197,12 @@ def test_models_that_would_be_computed_wrongly_are_refused(settings, message, tm
     assert refusal(check_files, path) == f"{path}{message}"
 
 
+def test_an_unknown_scaling_is_refused_as_in_a_config_json(tmp_path):
+    settings = {"llama.rope.scaling.type": "strange", "llama.rope.scaling.factor": 4.0}
+    path = write_model(tmp_path / "model.gguf", oracle("llama"), settings=settings)
+    assert refusal(check_files, path).startswith(f"{path}: rope type 'strange' is not supported")
+
+
 def test_missing_keys_and_tensors_are_named(tmp_path):
     path = write_model(tmp_path / "1.gguf", oracle("llama"), without=["llama.block_count"])
     assert refusal(check_files, path) == f"{path}: the key llama.block_count is missing"
@@ -208,7 +222,8 @@ def test_other_architectures_and_files_are_refused(tmp_path):
     write_settings(writer, {"mamba.block_count": 2})
     write(writer, path)
     assert refusal(load_config, path) == (
-        f"{path}: architecture 'mamba' is not supported; supported are llama, qwen2"
+        f"{path}: architecture 'mamba' is not supported; supported are llama, smollm3, qwen2, qwen3, olmo2, "
+        "gemma, gemma2, gemma3, phi3"
     )
     for content, message in [
         (b"", " is not a GGUF file: it does not begin with GGUF"),
@@ -232,3 +247,23 @@ def test_truncated_files_are_refused_wherever_they_end(tmp_path):
     assert refusal(check_files, path) == (
         f"{path} cannot be loaded:\n  the file is truncated: 1 tensors, first {last}, lie past its end"
     )
+
+
+def test_a_model_in_several_files_is_read_through_the_first(tmp_path):
+    theirs = oracle("llama")
+    first = write_model(tmp_path / "model.gguf", theirs, tensors_per_part=8)
+    assert first.name == "model-00001-of-00003.gguf"
+    for path in (first, tmp_path):
+        model = load_model(path)
+        for key, tensor in ours(theirs).state_dict().items():
+            assert torch.equal(model.state_dict()[key], tensor), key
+    second, third = (tmp_path / f"model-0000{part}-of-00003.gguf" for part in (2, 3))
+    assert refusal(load_model, second) == (
+        f"{second} is part 2 of 3; give the first, model-00001-of-00003.gguf"
+    )
+    third.write_bytes(third.read_bytes()[:-64])
+    assert f"the file {third.name} is truncated: 1 tensors, first " in refusal(check_files, first)
+    third.unlink()
+    first.touch()
+    read_header.__globals__["_header_as_of"].cache_clear()
+    assert refusal(check_files, first) == f"{first} is one of 3 parts, and beside it lies no {third.name}"

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.errors import UserError
+from tutelage.text.byte_level import CUTS
 
 TEXTS = [
     "",
@@ -173,14 +174,14 @@ def test_a_directory_prefers_its_own_tokenizer_files(tmp_path):
             ": its tokenizer is of kind 'rwkv', which is not supported; supported are gpt2, llama",
         ),
         (
-            {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "falcon"},
-            ": its tokenizer cuts text in the way 'falcon', which is not supported; "
-            "supported are gpt-2, smollm, llama-bpe, qwen2",
+            {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "bloom"},
+            ": its tokenizer cuts text in the way 'bloom', which is not supported; "
+            f"supported are {', '.join(CUTS)}",
         ),
         (
             {"tokenizer.ggml.model": "gpt2"},
             ": its tokenizer cuts text in the way None, which is not supported; "
-            "supported are gpt-2, smollm, llama-bpe, qwen2",
+            f"supported are {', '.join(CUTS)}",
         ),
     ],
 )

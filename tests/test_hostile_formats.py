@@ -13,8 +13,8 @@ from tiny_runs import base_model
 
 from tutelage.checkpoint.hf import load_model, read_adapter
 from tutelage.checkpoint.instructllama import write_instructllama
-from tutelage.checkpoint.llama2c import write_llama2c
 from tutelage.checkpoint.llama2c_tokenizer import read_tokenizer_bin
+from tutelage.checkpoint.llama2c_write import write_llama2c
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer, initialise_
 
@@ -177,6 +177,7 @@ PICKLES = {
     ),
     "a list": lambda path, trace: torch.save([torch.zeros(3)], path),
     "numbers for names": lambda path, trace: torch.save({3: torch.zeros(3)}, path),
+    "a layer without a part": lambda path, trace: torch.save({"layers.1": torch.zeros(3)}, path),
     "names without tensors": lambda path, trace: torch.save({"lm_head.weight": "x"}, path),
     "nested lists": lambda path, trace: path.write_bytes(b"\x80\x02" + b"]" * 300_000 + b"."),
     "text": lambda path, trace: path.write_text("hello " * 100),

@@ -6,7 +6,10 @@ from pathlib import Path
 import datasets
 import pytest
 
+from tutelage.data.paths import find_data
+from tutelage.data.read import scan
 from tutelage.data.saved import as_files
+from tutelage.data.sources import parse_sources
 from tutelage.errors import UserError
 
 ROWS = [{"messages": [{"role": "user", "content": "Grüße 👋"}, {"role": "assistant", "content": "你好"}]}] * 3
@@ -78,3 +81,24 @@ def test_a_folder_that_is_no_data_set_and_a_hub_out_of_reach_are_refused(tmp_pat
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="^nobody/nothing, split train, cannot be had from the hub: "):
         files(["nobody/nothing"], ["train"], tmp_path)
+
+
+def test_a_configuration_of_a_data_set_follows_a_colon(tmp_path, monkeypatch):
+    asked = []
+
+    def load_dataset(name, config, *, split):
+        asked.append((name, config, split))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    files(["openai/gsm8k:main"], ["train[:10%]"], tmp_path)
+    files(["org/name"], ["test"], tmp_path)
+    assert asked == [("openai/gsm8k", "main", "train[:10%]"), ("org/name", None, "test")]
+
+
+def test_a_saved_directory_needs_no_prefix_and_its_faults_name_its_rows(tmp_path):
+    datasets.Dataset.from_list([*ROWS, {"messages": []}]).save_to_disk(str(tmp_path / "saved"))
+    given = str(tmp_path / "saved")
+    (found,) = find_data([given], [], cache_dir=tmp_path, log=lambda _: None, flag="--train_data_splits")
+    (source,) = parse_sources([found])
+    assert scan(source).faults.named == [f"{given} row 4: messages is empty"]

@@ -63,6 +63,21 @@ def test_every_execution_scales_and_caps(kind, scores, window, monkeypatch):
 
 
 @pytest.mark.parametrize("scores", SCORES.values(), ids=SCORES)
+def test_branches_of_a_document_see_its_trunk_scaled_and_capped_too(scores):
+    """A trunk of 20 positions and branches of 5 and 7: queries of a branch alone, keys of both."""
+    positions = torch.cat([torch.arange(20), torch.arange(20, 25), torch.arange(20, 27)])[None]
+    branches = torch.repeat_interleave(torch.arange(3), torch.tensor([20, 5, 7]))[None]
+    docs = torch.zeros_like(positions)
+    layout = plan(positions, docs, branches=branches, kv_used=None, windows={None})
+    assert layout.kind == "segments" and any(bucket.offset for bucket in layout.buckets)
+    q, k, v = (x.detach() for x in heads(1, 32))
+    mask = visible(positions, positions, docs, docs, window=None, branches=(branches, branches))
+    torch.testing.assert_close(
+        attend(q, k, v, layout, None, scores), by_hand(q, k, v, mask, scores), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("scores", SCORES.values(), ids=SCORES)
 def test_bf16_on_cpu_has_a_backward_pass_of_its_own_and_scales_too(scores):
     positions, docs = rows_of("causal")
     layout = plan(positions, docs, kv_used=None, windows={None})

@@ -15,6 +15,8 @@ from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.errors import UserError
 from tutelage.text.tokenizer import Tokenizer
 
+_AS_T5 = {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True}
+
 
 @pytest.mark.parametrize(
     "options",
@@ -24,8 +26,18 @@ from tutelage.text.tokenizer import Tokenizer
         {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
         {"normalization_rule_name": "nfkc", "add_dummy_prefix": False, "remove_extra_whitespaces": False},
         {"add_dummy_prefix": False, "user_defined_symbols": ["<sep>", "..."]},
+        {"user_defined_symbols": ["<sep>", "...", "..", "<s"]},
+        {"byte_fallback": False, "vocab_size": 300},
+        {"model_type": "unigram", "vocab_size": 500},
+        {"model_type": "unigram", "vocab_size": 400, "byte_fallback": False, "add_dummy_prefix": False},
+        {"model_type": "unigram", "vocab_size": 500, "user_defined_symbols": ["<sep>", "...", "..", "<s"]},
+        {"model_type": "unigram", "vocab_size": 500, **_AS_T5, "byte_fallback": False},
     ],
-    ids=["no prefix", "collapses", "nfkc, collapses", "nfkc, no prefix", "symbols, no prefix"],
+    ids=[
+        *("no prefix", "collapses", "nfkc, collapses", "nfkc, no prefix", "symbols, no prefix"),
+        *("symbols and prefix", "no bytes", "unigram", "unigram, no bytes, no prefix", "unigram, symbols"),
+        "unigram as T5 has it",
+    ],
 )
 def test_a_model_alone_is_read_as_its_own_settings_say(options, tmp_path):
     given = {"remove_extra_whitespaces": False, "normalization_rule_name": "identity", **options}
@@ -108,41 +120,32 @@ def test_settings_beside_a_model_say_what_it_does_not(tmp_path):
     assert theirs.eos_token_id == read.eos
 
 
-REFUSED = {
-    "unigram": "it is a SentencePiece model of type Unigram; supported is BPE",
-    "no bytes": "it has no bytes for characters it does not know; supported is byte_fallback",
-    "suffix": "it writes spaces behind words; supported are spaces before words",
-    "symbols": "it has user-defined symbols and a space before every text; one of them is supported",
-    "damaged": "it is damaged, or no SentencePiece model",
-    "empty": "it is damaged, or no SentencePiece model",
-    "text": "it is damaged, or no SentencePiece model",
-    "tiktoken": "it holds ranks for tiktoken, not a SentencePiece model",
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_models_that_cannot_be_read_are_refused(name, tmp_path):
+def test_spaces_behind_words_and_other_types_are_refused(tmp_path):
     path = tmp_path / "tokenizer.model"
-    options = {
-        "unigram": {"model_type": "unigram", "vocab_size": 320},
-        "no bytes": {"byte_fallback": False, "vocab_size": 100},
-        "suffix": {"treat_whitespace_as_suffix": True},
-        "symbols": {"user_defined_symbols": ["<sep>"]},
-        "damaged": {},
-    }
-    contents = {"empty": b"", "text": b"hello\n", "tiktoken": b"IQ== 0\nIg== 1\n"}
-    if name in options:
-        write_model(path, **options[name])
-    else:
-        path.write_bytes(contents[name])
-    if name == "damaged":
-        path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError) as refused:
-        Tokenizer.load(tmp_path)
-    assert str(refused.value) == (
-        f"{path} cannot be used: {REFUSED[name]}; save a tokenizer.json beside it with transformers' "
-        "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-    )
+    for options, reason in REFUSED:
+        write_model(path, **options)
+        with pytest.raises(UserError) as refused:
+            Tokenizer.load(tmp_path)
+        assert str(refused.value) == (
+            f"{path} cannot be used: {reason}; save a tokenizer.json beside it with transformers' "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+
+
+REFUSED = [
+    (
+        {"model_type": "word", "vocab_size": 300, "byte_fallback": False},
+        "it is a SentencePiece model of type word; supported are BPE and Unigram",
+    ),
+    (
+        {"model_type": "char", "vocab_size": 80, "byte_fallback": False},
+        "it is a SentencePiece model of type character; supported are BPE and Unigram",
+    ),
+    (
+        {"treat_whitespace_as_suffix": True},
+        "it writes spaces behind words; supported are spaces before words",
+    ),
+]
 
 
 def put_together(pieces: Iterable[tuple[str, float, int]]) -> sentencepiece_model_pb2.ModelProto:

@@ -12,7 +12,6 @@ from conversations import CONTENTS, conversations
 from official import source_of
 from official import tokenizer as tokenizer_of
 
-from tutelage.errors import UserError
 from tutelage.text.pieces import Piece
 from tutelage.text.roles import ROLE_IDS
 from tutelage.text.special_tokens import complete
@@ -240,16 +239,48 @@ def test_what_is_saved_keeps_the_models_own_template_unless_told_otherwise(tmp_p
     assert Tokenizer.load(tmp_path).chat_template == "newer"
 
 
-def test_a_directory_without_a_tokenizer_is_refused(tmp_path):
-    with pytest.raises(UserError) as refused:
-        Tokenizer.load(tmp_path)
-    assert str(refused.value) == (
-        f"{tmp_path} has no tokenizer.json and no tokenizer.model; "
-        "save one there with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+FLAGS = [
+    {"lstrip": True},
+    {"rstrip": True},
+    {"single_word": True},
+    {"normalized": True},
+    {"normalized": True, "lstrip": True, "rstrip": True},
+]
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=lambda flags: " ".join(flags))
+def test_added_tokens_are_found_in_a_text_as_transformers_finds_them(flags, tmp_path):
+    """Those that are not special; a special one of the same kind is never found in what people type."""
+    from transformers import AutoTokenizer
+
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    added = [
+        {"id": 0, "content": "[E]", **plain, "special": True},
+        {"id": 5, "content": "Tool", **plain, **flags},
+    ]
+    added.append({"id": 6, "content": "End", **plain, **flags, "special": True})
+    model = {
+        "type": "BPE",
+        "vocab": {"[E]": 0, **{word: 1 + i for i, word in enumerate("▁tol")}},
+        "merges": [],
+    }
+    model["vocab"] |= {"n": 7, "d": 8, "e": 9, "T": 10, "E": 11, "[": 12, "]": 13}
+    names = {"bos_token": None, "eos_token": "[E]", "tokenizer_class": "PreTrainedTokenizerFast"}
+    model["vocab"] |= {"Tool": 5, "End": 6}
+    lower = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, _spaces()]}
+    ours = tiny(
+        tmp_path, settings=names, model=model, pre_tokenizer=None, added_tokens=added, normalizer=lower
     )
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match=r"tokenizer.json is not a tokenizer that can be read: "):
-        Tokenizer.load(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text("[]")
-    with pytest.raises(UserError, match=r"tokenizer_config.json holds a JSON list, an object is wanted"):
-        Tokenizer.load(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    texts = ["Tool", "to Tool lot", "toTool Tool", "  Tool  Tool\nTool", "tool TOOL", "Tool.Tool", "[E]"]
+    for text in texts[:-1]:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
+    assert {5} <= set(theirs.encode("to Tool lot", add_special_tokens=False)), "the case is not empty"
+    for text in [*texts, "End", "to End lot", "End[E]"]:
+        assert not {0, 6} & set(ours.encode(text))
+    marked = ours.encode_marked([[Piece("to ", USER), control("End"), Piece(" lot", USER)]])[0].tokens
+    assert marked == theirs.encode("to End lot", add_special_tokens=False)
+
+
+def _spaces() -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}

@@ -5,6 +5,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from test_tokenizer_files import write_pair, write_tekken
 from tiny_sentencepiece import write_model
 from transformers import AutoTokenizer
 
@@ -148,3 +149,20 @@ def test_samples_and_splits_are_refused_by_the_names_of_their_flags(directory):
 
 def said(capsys) -> list[str]:
     return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("kind", ["pair", "tekken", "unigram", "unigram without bytes", "bpe"])
+def test_every_kind_of_file_is_inspected(kind, tmp_path, capsys):
+    if kind == "pair":
+        write_pair(tmp_path)
+        (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    elif kind == "tekken":
+        write_tekken(tmp_path, b"he", b"ll")
+    else:
+        options = {"model_type": kind.split()[0], "byte_fallback": "without" not in kind}
+        write_model(tmp_path / "tokenizer.model", vocab_size=400, **options)
+    (tmp_path / "text.txt").write_text("Lily said hello\né 東\n")
+    main(["tokenizer", "inspect", str(tmp_path), "--data_paths", f"text:{tmp_path}/text.txt", "--json"])
+    found = json.loads(capsys.readouterr().out)["tokenizers"][0]
+    assert found["bytes"] == 15 + 6 and found["tokens"] > 5
+    assert (found["unknown"], found["changed"]) == ((2, 1) if "without" in kind else (0, 0))

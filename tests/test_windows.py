@@ -13,7 +13,8 @@ from tutelage.data.encode import Encoder
 from tutelage.data.loader import Loader
 from tutelage.data.paths import find_data
 from tutelage.data.sources import parse_sources
-from tutelage.data.windows import Reading, Streaming
+from tutelage.data.streaming import Streaming
+from tutelage.data.windows import Reading
 
 ROWS = 43  # of a path
 
@@ -63,14 +64,13 @@ def ids(loader: Loader, steps: int) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "b.jsonl.gz", "c.parquet", "folder", "t.txt"])
-@pytest.mark.parametrize("window", [10, 1, 1000])
+@pytest.mark.parametrize("window", [10, 1000])
 def test_every_record_comes_once_a_pass_in_another_order_each(place, name, window):
     names = ids(loader(place / name, window=window), 3 * ROWS)
     passes = [names[at : at + ROWS] for at in range(0, len(names), ROWS)]
     assert all(len(set(each)) == ROWS for each in passes)
     assert set(passes[0]) == set(passes[1]) == set(passes[2])
-    if window > 1:
-        assert passes[0] != passes[1] and passes[1] != passes[2] and passes[0] != sorted(passes[0])
+    assert passes[0] != passes[1] and passes[1] != passes[2] and passes[0] != sorted(passes[0])
 
 
 def test_the_lines_are_those_of_the_file(place):
@@ -88,7 +88,7 @@ def test_reading_goes_on_exactly_where_it_was(place, names, packed, workers):
     paths = [place / name for name in names]
     whole, steps = loader(*paths, packed=packed, rows=2, accumulate=2), 40
     expected = take(whole, steps)
-    for stop in (0, 1, 7, 11, 26, 39):
+    for stop in (1, 11, 26):
         first = loader(*paths, packed=packed, rows=2, accumulate=2, workers=workers)
         take(first, stop)
         state = json.loads(json.dumps(first.state()))
@@ -133,6 +133,11 @@ def test_packed_rows_hold_what_a_window_holds(place):
     assert next(made)[0].tokens.shape == (1, 64)
 
 
+def test_a_pass_may_have_more_windows_than_python_nests_calls(tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"{i}\n" for i in range(1100)))
+    assert len(set(ids(loader(tmp_path / "a.txt", window=1), 1100))) == 1100
+
+
 def test_bad_records_are_refused_when_they_are_met_or_counted(tmp_path):
     good = json.dumps({"messages": chat()}) + "\n"
     path = tmp_path / "a.jsonl"
@@ -155,3 +160,11 @@ def test_another_buffer_or_file_is_no_data_to_go_on_with(place):
     state = loader(place / "a.jsonl").state()
     assert "this run has shuffle buffer 11" in refusal(loader(place / "a.jsonl", window=11).restore, state)
     assert "this run has data b.jsonl.gz" in refusal(loader(place / "b.jsonl.gz").restore, state)
+
+
+def test_looking_at_the_beginning_changes_nothing(place):
+    plain = loader(place / "a.jsonl")
+    store = streaming(place / "a.jsonl")
+    assert len(store.beginning()) == 10 and store.context > 1
+    looked = Loader(store, length=64, rows=1, accumulate=1, packed=False, seed=3, reduction="sequences")
+    assert ids(looked, 30) == ids(plain, 30)

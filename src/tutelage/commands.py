@@ -172,4 +172,7 @@ COMMANDS = {
     "convert": Command(
         "convert", "ConvertConfig", "write a model in another layout", positional="ckpt_paths"
     ),
+    "doctor": Command(
+        "doctor", "DoctorConfig", "say what a model is and what may go wrong with it", positional="ckpt_paths"
+    ),
 }

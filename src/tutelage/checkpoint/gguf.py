@@ -1,7 +1,5 @@
-"""llama.cpp's GGUF files of Llama, Mistral and Qwen 2, read as the Hugging Face model they came from."""
+"""llama.cpp's GGUF files, read as the Hugging Face model they came from."""
 
-import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +9,13 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 from torch import Tensor
 
 from tutelage.checkpoint.gguf_file import Header, Stored, header_of
+from tutelage.checkpoint.gguf_names import Architecture, architecture_of
+from tutelage.checkpoint.gguf_rope import FACTORS, rope_parameters
 from tutelage.checkpoint.rotary import rows_as_halves
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
-from tutelage.model.rope import frequencies
 
-_FAMILIES = {"llama": "llama", "qwen2": "qwen2"}  # Mistral comes as llama
-_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_ROPE_FACTORS = "rope_freqs.weight"
 _PLAIN = {GGMLQuantizationType.F16: torch.float16, GGMLQuantizationType.BF16: torch.bfloat16}
-# Of llama3 scaling only the outcome is stored, so its settings are looked up: Llama 3.1's and 3.2's.
-_LLAMA3_SCALINGS = [
-    {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    for factor in (8.0, 32.0)
-]
 
 
 class GGUFSource:
@@ -53,12 +25,11 @@ class GGUFSource:
         self.where = str(path)
         self.problems: list[str] = []
         self._header = header_of(path)
-        self._stored = {_hf_name(name): name for name in self._header.tensors if name != _ROPE_FACTORS}
+        self._architecture = architecture_of(self._header.settings, str(path))
+        names = [name for name in self._header.tensors if name != FACTORS]
+        self._stored = {self._architecture.hf_name(name): name for name in names}
         self.shapes = {name: self._header.tensors[stored].shape for name, stored in self._stored.items()}
-        config = gguf_config(path)
-        self._head_dim = config.head_dim
-        # llama.cpp turns neighbours, Hugging Face halves; its converter reorders the rows of Llama only.
-        self._interleaved = self._header.settings["general.architecture"] == "llama"
+        self._head_dim = gguf_config(path).head_dim
         self._find_problems()
 
     @property
@@ -73,17 +44,12 @@ class GGUFSource:
         def read(first: int, last: int) -> Tensor:
             return torch.from_numpy(self._header.read(self._stored[name], first, last))
 
-        if self._interleaved and ("q_proj" in name or "k_proj" in name):
+        if self._architecture.is_paired(name):
             return rows_as_halves(read, start, stop, self._head_dim)
-        return read(start, stop)
+        return read(start, stop) - self._architecture.shift(name)
 
     def _find_problems(self) -> None:
-        size = self._header.path.stat().st_size
-        cut = [name for name, stored in self._header.tensors.items() if stored.end > size]
-        if cut:
-            self.problems.append(
-                f"the file is truncated: {len(cut)} tensors, first {cut[0]}, lie past its end"
-            )
+        self.problems += self._header.problems
         for kind in sorted({stored.kind for stored in self._header.tensors.values()}):
             if not _can_decode(kind):
                 self.problems.append(f"weights of type {kind.name} cannot be decoded")
@@ -91,56 +57,64 @@ class GGUFSource:
 
 def gguf_config(path: Path) -> ModelConfig:
     """The shape of the model in a GGUF file."""
-    header = header_of(path)
-    settings = header.settings
-    architecture = settings.get("general.architecture")
-    if architecture not in _FAMILIES:
-        raise UserError(f"{path}: architecture {architecture!r} is not supported; supported are llama, qwen2")
-    if settings.get("split.count", 1) > 1:
-        raise UserError(
-            f"{path} is one of {settings['split.count']} parts; join them by llama-gguf-split --merge"
-        )
-
-    def setting(key: str, default: Any = None) -> Any:
-        value = settings.get(f"{architecture}.{key}", default)
-        if value is None:
-            raise UserError(f"{path}: the key {architecture}.{key} is missing")
-        if isinstance(value, list):
-            raise UserError(
-                f"{path}: {architecture}.{key} differs from layer to layer, which is not supported"
-            )
-        return value
-
-    _refuse_unknown_arithmetic(path, settings, architecture)
-    dim, n_heads = setting("embedding_length"), setting("attention.head_count")
-    config = ModelConfig(
-        vocab_size=_embedding(header).shape[0],
-        dim=dim,
-        n_layers=setting("block_count"),
-        n_heads=n_heads,
-        n_kv_heads=setting("attention.head_count_kv", n_heads),
-        head_dim=setting("attention.key_length", dim // n_heads),
-        ffn_dim=setting("feed_forward_length"),
-        max_positions=setting("context_length"),
-        norm_eps=_shortest(setting("attention.layer_norm_rms_epsilon")),
-        rope_theta=_shortest(setting("rope.freq_base", 10000.0)),
-        tied="output.weight" not in header.tensors,
-        qkv_bias=architecture == "qwen2",
-        family=_FAMILIES[architecture],
-        bos=settings.get("tokenizer.ggml.bos_token_id"),
-        eos=_end_tokens(settings),
-        pad=settings.get("tokenizer.ggml.padding_token_id"),
-    )
-    return _with_window(_with_rope_scaling(config, header), setting("attention.sliding_window", 0))
+    return config_of(header_of(path))
 
 
-def _hf_name(name: str) -> str:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; an unknown name stays itself."""
-    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(\w+)", name)
-    if match is None or match[2] not in _NAMES:
-        return name
-    prefix = "" if match[1] is None else f"model.layers.{match[1]}."
-    return f"{prefix}{_NAMES[match[2]]}.{match[3]}"
+def config_of(header: Header) -> ModelConfig:
+    """The shape in a header: its settings in the words of Hugging Face, read as a config.json is."""
+    path = header.path
+    architecture = architecture_of(header.settings, str(path))
+    _refuse_unknown_arithmetic(header, architecture)
+    values = {theirs: _setting(header, key) for key, theirs in architecture.keys.items()}
+    values = {key: value for key, value in values.items() if value is not None}
+    if missing := [key for key in _REQUIRED if architecture.keys[key] not in values]:
+        raise UserError(f"{path}: the key {architecture.name}.{missing[0]} is missing")
+    head_dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
+    factors = None
+    if FACTORS in header.tensors:
+        factors = torch.from_numpy(header.read(FACTORS, 0, header.tensors[FACTORS].shape[0]))
+    if architecture.wide_scores:
+        wide = values["num_hidden_layers"] == architecture.wide_scores
+        by_heads = values["hidden_size"] // values["num_attention_heads"]
+        values["query_pre_attn_scalar"] = by_heads if wide else head_dim
+    tokens = {name: header.settings.get(f"tokenizer.ggml.{key}_token_id") for name, key in _TOKENS.items()}
+    values |= {
+        "model_type": architecture.family,
+        "vocab_size": _embedding(header).shape[0],
+        "rope_parameters": rope_parameters(
+            lambda key, default: _setting(header, key, default), factors, head_dim, str(path)
+        ),
+        "tie_word_embeddings": "output.weight" not in header.tensors,
+        "bos_token_id": tokens["bos"],
+        "eos_token_id": list(dict.fromkeys(t for t in (tokens["eos"], tokens["eot"]) if t is not None)),
+        "pad_token_id": tokens["pad"],
+    }
+    return ModelConfig.from_hf(values | _window(values, header, architecture), where=str(path))
+
+
+_REQUIRED = (
+    "embedding_length",
+    "attention.head_count",
+    "block_count",
+    "feed_forward_length",
+    "context_length",
+    "attention.layer_norm_rms_epsilon",
+)
+_TOKENS = {"bos": "bos", "eos": "eos", "eot": "eot", "pad": "padding"}
+
+
+def _setting(header: Header, key: str, default: Any = None) -> Any:
+    """The value of a key of the architecture; `default` where there is none."""
+    key = f"{header.settings['general.architecture']}.{key}"
+    value = header.settings.get(key, default)
+    if isinstance(value, list):
+        raise UserError(f"{header.path}: {key} differs from layer to layer, which is not supported")
+    return _shortest(value) if isinstance(value, float) else value
+
+
+def _shortest(value: float) -> float:
+    """The shortest decimal that is this float32: 9.999999747378752e-06 was meant as 1e-05."""
+    return float(str(np.float32(value)))
 
 
 def _embedding(header: Header) -> Stored:
@@ -149,52 +123,41 @@ def _embedding(header: Header) -> Stored:
     return header.tensors["token_embd.weight"]
 
 
-def _end_tokens(settings: dict[str, Any]) -> tuple[int, ...]:
-    found = [settings.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
-    return tuple(dict.fromkeys(token for token in found if token is not None))
-
-
-def _shortest(value: float) -> float:
-    """The shortest decimal that is this float32: 9.999999747378752e-06 was meant as 1e-05."""
-    return float(str(np.float32(value)))
-
-
-def _refuse_unknown_arithmetic(path: Path, settings: dict[str, Any], architecture: str) -> None:
-    scaling = settings.get(f"{architecture}.rope.scaling.type", "none")
-    if scaling != "none" and settings.get(f"{architecture}.rope.scaling.factor", 1.0) != 1.0:
-        raise UserError(f"{path}: rope scaling {scaling!r} is not supported; supported are none and llama3's")
-    experts = settings.get(f"{architecture}.expert_count", 0)
+def _refuse_unknown_arithmetic(header: Header, architecture: Architecture) -> None:
+    path, settings, name = header.path, header.settings, architecture.name
+    experts = settings.get(f"{name}.expert_count", 0)
     if experts:
         raise UserError(f"{path}: a mixture of {experts} experts is not supported")
-    dims = [
-        settings.get(f"{architecture}.{key}") for key in ("attention.key_length", "attention.value_length")
-    ]
+    dims = [settings.get(f"{name}.{key}") for key in ("attention.key_length", "attention.value_length")]
     if dims[0] != dims[1]:
         raise UserError(f"{path}: keys of length {dims[0]} and values of length {dims[1]} are not supported")
-
-
-def _with_rope_scaling(config: ModelConfig, header: Header) -> ModelConfig:
-    """Llama 3's scaling is stored as what it divides every frequency by; find the settings that give it."""
-    if _ROPE_FACTORS not in header.tensors:
-        return config
-    factors = torch.from_numpy(header.read(_ROPE_FACTORS, 0, config.head_dim // 2))
-    plain = frequencies(config.head_dim, config.rope_theta)
-    for scaling in [None, *_LLAMA3_SCALINGS]:
-        if torch.allclose(
-            plain / frequencies(config.head_dim, config.rope_theta, scaling), factors, rtol=1e-4
-        ):
-            return replace(config, rope_scaling=scaling)
-    raise UserError(
-        f"{header.path}: its rotary frequencies are divided by up to {factors.max():.4g}, which is neither "
-        "Llama 3.1's scaling nor 3.2's; use the safetensors of this model, whose config.json states it"
+    width = dims[0] or settings.get(f"{name}.embedding_length", 0) // settings.get(
+        f"{name}.attention.head_count", 1
     )
+    if (turned := settings.get(f"{name}.rope.dimension_count", width)) != width:
+        raise UserError(f"{path}: rotary embeddings of {turned} of {width} numbers are not supported")
+    pattern = f"{name}.attention.sliding_window_pattern"
+    if settings.get(pattern, architecture.pattern) != architecture.pattern:
+        raise UserError(f"{path}: {pattern} = {settings[pattern]} is not supported")
 
 
-def _with_window(config: ModelConfig, window: int) -> ModelConfig:
-    if not window or window >= config.max_positions:
-        return config
-    family = "mistral" if config.family == "llama" else config.family  # HF's llama has no window
-    return replace(config, windows=(window,) * config.n_layers, family=family)
+def _window(values: dict[str, Any], header: Header, architecture: Architecture) -> dict[str, Any]:
+    """What a config.json says of a window in every layer, where the architecture has no rule of its own."""
+    window = _setting(header, "attention.sliding_window", 0)
+    if "attention.sliding_window" in architecture.keys:
+        return {} if window else {"sliding_window": None}
+    if not window or window >= values["max_position_embeddings"]:
+        return {}
+    if architecture.windowed is None:
+        raise UserError(
+            f"{header.path}: a sliding window of {window} is not supported for {architecture.name}"
+        )
+    return {
+        "model_type": architecture.windowed,
+        "sliding_window": window,
+        "use_sliding_window": True,
+        "max_window_layers": 0,
+    }
 
 
 def _can_decode(kind: GGMLQuantizationType) -> bool:

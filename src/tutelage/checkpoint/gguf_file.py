@@ -6,6 +6,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import os
+import re
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,6 +33,7 @@ class Stored:
     shape: tuple[int, ...]  # as torch writes it, slowest dimension first
     kind: GGMLQuantizationType
     offset: int  # in the file
+    path: Path  # of the file, one of several where a model is split
 
     @property
     def row_bytes(self) -> int:
@@ -58,15 +60,55 @@ class Header:
         stored = self.tensors[name]
         vector = len(stored.shape) == 1
         first, last = (0, 1) if vector else (start, stop)
-        with self.path.open("rb") as file:
+        with stored.path.open("rb") as file:
             file.seek(stored.offset + first * stored.row_bytes)
             raw = np.fromfile(file, dtype=np.uint8, count=(last - first) * stored.row_bytes)
         rows = dequantize(raw.reshape(last - first, stored.row_bytes), stored.kind)
         return rows[0, start:stop] if vector else rows
 
+    @property
+    def problems(self) -> list[str]:
+        """Which tensors lie past the end of their file, in words."""
+        sizes = {path: path.stat().st_size for path in {stored.path for stored in self.tensors.values()}}
+        cut = [name for name, stored in self.tensors.items() if stored.end > sizes[stored.path]]
+        if not cut:
+            return []
+        of_parts = f" {self.tensors[cut[0]].path.name}" if len(sizes) > 1 else ""
+        return [f"the file{of_parts} is truncated: {len(cut)} tensors, first {cut[0]}, lie past its end"]
+
 
 def read_header(path: Path) -> Header:
-    """The header of the file at `path`."""
+    """The header of the file at `path`, with the tensors of all its parts where it is the first of several.
+
+    llama.cpp's gguf-split names them NAME-00001-of-00003.gguf; the settings of the model are in the first.
+    """
+    header = _read_file(path)
+    count = header.settings.get("split.count", 1)
+    if count <= 1:
+        return header
+    match = _PART.fullmatch(path.name)
+    if match is None or int(match[3]) != count:
+        raise UserError(
+            f"{path} is one of {count} parts, which are found by their names: "
+            f"NAME-00001-of-{count:05d}.gguf and so on; give them these names again"
+        )
+    names = [f"{match[1]}-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1)]
+    if path.name != names[0]:
+        raise UserError(f"{path} is part {int(match[2])} of {count}; give the first, {names[0]}")
+    if missing := [name for name in names if not (path.parent / name).exists()]:
+        raise UserError(f"{path} is one of {count} parts, and beside it lies no {', '.join(missing)}")
+    parts = [_read_file(path.parent / name) for name in names[1:]]
+    tensors = header.tensors | {name: stored for part in parts for name, stored in part.tensors.items()}
+    wanted = header.settings.get("split.tensors.count", len(tensors))
+    if len(tensors) != wanted:
+        raise UserError(f"{path}: its {count} parts hold {len(tensors)} tensors, {wanted} are wanted")
+    return Header(path, header.settings, tensors)
+
+
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def _read_file(path: Path) -> Header:
     with path.open("rb") as file:
         try:
             return _read(file, path)
@@ -92,7 +134,7 @@ def _read(file: BinaryIO, path: Path) -> Header:
         raise UserError(f"{path}: general.alignment is {alignment!r}, wanted a whole number from 1")
     data = -(-file.tell() // alignment) * alignment
     tensors = {
-        name: Stored(shape, GGMLQuantizationType(kind), data + offset)
+        name: Stored(shape, GGMLQuantizationType(kind), data + offset, path)
         for name, shape, kind, offset in entries
     }
     return Header(path, settings, tensors)

@@ -2,16 +2,13 @@
 
 from typing import Any
 
+from tutelage.checkpoint.gguf_cuts import cut_called
 from tutelage.checkpoint.gguf_file import Header
 from tutelage.errors import UserError
 from tutelage.text import sentencepiece_model
-from tutelage.text.sentencepiece_model import Kind, Vocabulary, added_tokens, beginning
-
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+from tutelage.text.byte_level import byte_level
+from tutelage.text.sentencepiece_model import Kind, Vocabulary, added_tokens
+from tutelage.text.special_tokens import bounds
 
 
 def tokenizer_parts(header: Header) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -45,9 +42,17 @@ def tokenizer_parts(header: Header) -> tuple[dict[str, Any], dict[str, Any]]:
         "clean_up_tokenization_spaces": False,
         **{name: content for name, content in special.items() if content is not None},
     }
-    if settings.get("tokenizer.ggml.add_bos_token", model == "llama") and special["bos_token"]:
-        bos = settings["tokenizer.ggml.bos_token_id"]
-        tokenizer_json["post_processor"] = beginning(special["bos_token"], bos)
+    around = [("bos_token", model == "llama"), ("eos_token", False)]
+    tokenizer_json["post_processor"] = bounds(
+        *(
+            (content, settings[f"tokenizer.ggml.{_SPECIAL[name]}"])
+            if settings.get(f"tokenizer.ggml.add_{name}", unsaid) and (content := special[name])
+            else None
+            for name, unsaid in around
+        )
+    )
+    if model == "llama" and settings.get("general.architecture") == "phi3":
+        _strip_after_control(tokenizer_json["added_tokens"])
     if template := settings.get("tokenizer.chat_template"):
         config["chat_template"] = template
     return tokenizer_json, config
@@ -62,6 +67,14 @@ _SPECIAL = {
 }
 
 
+def _strip_after_control(added: list[dict[str, Any]]) -> None:
+    """Phi-3's control tokens take the space and the line ends behind them, which no GGUF file says.
+
+    As llama.cpp has it, by the name of the model: src/llama-vocab.cpp."""
+    for token in added:
+        token["rstrip"] = token["content"] not in ("<unk>", "<s>", "<|endoftext|>")
+
+
 def _named(settings: dict[str, Any], tokens: list[str], key: str) -> str | None:
     token = settings.get(f"tokenizer.ggml.{key}")
     return None if token is None else tokens[token]
@@ -69,46 +82,10 @@ def _named(settings: dict[str, Any], tokens: list[str], key: str) -> str | None:
 
 def _byte_level(header: Header, tokens: list[str], kinds: list[int]) -> dict[str, Any]:
     """GPT-2's BPE over bytes; what differs from model to model is how text is cut before."""
-    name = header.settings.get("tokenizer.ggml.pre")
-    cuts = {
-        "gpt-2": [_bytes(cut=True)],
-        "smollm": [{"type": "Digits", "individual_digits": True}, _bytes(cut=True)],
-        "llama-bpe": [_split(_LLAMA3), _bytes(cut=False)],
-        "qwen2": [_split(_QWEN2), _bytes(cut=False)],
-    }
-    if name not in cuts:
-        raise UserError(
-            f"{header.path}: its tokenizer cuts text in the way {name!r}, which is not supported; "
-            f"supported are {', '.join(cuts)}"
-        )
-    return {
-        "normalizer": {"type": "NFC"} if name == "qwen2" else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": cuts[name]},
-        "post_processor": None,
-        "decoder": _bytes(cut=True),
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": name == "llama-bpe",  # a cut that is a token is taken whole
-            "vocab": {content: token for token, content in enumerate(tokens) if kinds[token] != Kind.UNUSED},
-            "merges": header.settings[
-                "tokenizer.ggml.merges"
-            ],  # each "left right", which the library reads too
-        },
-    }
-
-
-def _bytes(*, cut: bool) -> dict[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": cut}
-
-
-def _split(pattern: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    cut = cut_called(header.settings.get("tokenizer.ggml.pre"), str(header.path))
+    ids = {content: token for token, content in enumerate(tokens) if kinds[token] != Kind.UNUSED}
+    merges = header.settings["tokenizer.ggml.merges"]  # each "left right", which the library reads too
+    return byte_level(ids, merges, cut)
 
 
 def _sentencepiece(header: Header, tokens: list[str], kinds: list[int]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from tutelage.checkpoint.safetensors_file import write_shards
 from tutelage.checkpoint.shards import INDEX, Shards
 from tutelage.checkpoint.source import Source, check, fill, parameter_shapes
 from tutelage.checkpoint.streamed import Held, streamed
+from tutelage.checkpoint.text_part import text_values, text_weights
 from tutelage.checkpoint.tokenizer import find_gguf
 from tutelage.checkpoint.torchllms_lora import find_torchllms, is_part, read_torchllms
 from tutelage.errors import UserError
@@ -58,6 +59,7 @@ def read_config(where: Path) -> ModelConfig:
             f"{where}: auto_map asks to run Python code that came with the model, which is never done; "
             "if the model is a plain one of its model_type, remove auto_map"
         )
+    values = text_values(values)
     check_values(values, where)
     try:
         return ModelConfig.from_hf(values, where=str(where))
@@ -154,7 +156,7 @@ def _open_base(path: Path) -> tuple[ModelConfig, Source]:
     elif gguf := find_gguf(path):
         config, source = gguf_config(gguf), GGUFSource(gguf)
     else:
-        config, source = _config_of_directory(path), Shards(path)
+        config, source = _config_of_directory(path), text_weights(Shards(path))
     check(config, source)
     return config, source
 

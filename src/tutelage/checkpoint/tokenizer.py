@@ -9,18 +9,17 @@ from tutelage.checkpoint.hub import local_path
 from tutelage.checkpoint.llama2c_tokenizer import is_tokenizer_bin, read_tokenizer_bin
 from tutelage.errors import UserError
 from tutelage.text.tokenizer import Tokenizer
+from tutelage.text.tokenizer_files import is_tokenizer_file
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer of the model at `path`: a directory, a .gguf, .bin or .pt file, or a hub id.
 
-    A tokenizer.model or a tokenizer.bin may stand for itself.
+    A file that holds nothing but a tokenizer may stand for itself.
     """
     path = local_path(path)
-    if path.name == "tokenizer.json" and path.is_file():
-        path = path.parent
-    if path.suffix == ".model" and path.is_file():
-        return Tokenizer.of_sentencepiece(path)
+    if path.is_file() and is_tokenizer_file(path):
+        return Tokenizer.load(path)
     if path.suffix == ".bin" and is_tokenizer_bin(path):
         return read_tokenizer_bin(path)
     if path.suffix in (".bin", ".pt", ".pth"):
@@ -43,7 +42,8 @@ def find_gguf(path: Path) -> Path | None:
             f"{path} is a file, but no .gguf, nor llama2.c's .bin or .pt, nor a .pth beside params.json; "
             "give the directory with config.json and the weights"
         )
-    found = sorted(path.glob("*.gguf"))
+    parts = sorted(path.glob("*-00001-of-*.gguf"))
+    found = parts + sorted(set(path.glob("*.gguf")) - set(path.glob("*-of-*.gguf")))
     if not found or any(path.glob("*.safetensors")) or (path / "model.safetensors.index.json").exists():
         return None
     if len(found) > 1:

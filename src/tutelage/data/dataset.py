@@ -98,7 +98,7 @@ def encode_paths(
             f"{flag} has {len(amounts)} values and --{split}_data_paths has {len(paths)}; "
             "give one for each path"
         )
-    if directories := encoded_directories(paths):
+    if directories := encoded_directories([path for path in paths if not isinstance(path, DataPath)]):
         if num_samples:
             raise UserError(f"{flag} chooses rows of files; what `tutelage data import` wrote is taken whole")
         return _together([open_encoded(place, tokenizer, ranked=ranked) for place in directories])

@@ -156,7 +156,7 @@ def _chunks(records: Iterable[Answered], counts: Counts, source: Path) -> Iterat
     batch: list[Answered] = []
     for record in records:
         if fault := fault_of(record):
-            counts.faults.add(source, record.line, fault)
+            counts.faults.add(f"{source}:{record.line}", fault)
             continue
         batch.append(record)
         if len(batch) == _CHUNK:

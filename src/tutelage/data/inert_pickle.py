@@ -10,10 +10,10 @@ Format: https://github.com/python/cpython/blob/main/Lib/pickletools.py
 import mmap
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tutelage.data.asked import NAMES, Asked, Name, answer
 from tutelage.errors import UserError
 
 MOST_BYTES = 8 << 30  # of a file
@@ -21,34 +21,7 @@ GROWTH, SLACK = 32, 64 << 20  # bytes in memory of a byte in the file, and what 
 DEEPEST = 64  # marks that wait for their end
 _LONGEST_NUMBER = 20  # characters or bytes
 _OBJECT = 100  # bytes of an empty container, about; of a key in an object
-_NAMES = ("numpy.", "datasets.", "pyarrow.", "torch.utils.data.", "collections.OrderedDict", "_codecs.encode")
-_NAMES += (
-    "builtins.bytes",
-    "__builtin__.bytes",
-    "builtins.bytearray",
-    "builtins.dict",
-    "builtins.object",
-    "copyreg._reconstructor",
-)
-_NAMES += ("copy_reg._reconstructor", "__builtin__.dict", "__builtin__.object", "__builtin__.bytearray")
 _INTS = list(range(1 << 16))  # one object for every token, however often it stands in a file
-
-
-@dataclass(frozen=True, slots=True)
-class Name:
-    """A function or class that a pickle names. It is never looked up."""
-
-    text: str
-
-
-@dataclass(slots=True)
-class Asked:
-    """A call that a pickle asks for and that was not made."""
-
-    name: str
-    args: tuple[Any, ...]
-    state: Any = None
-    items: dict[str | bytes, Any] = field(default_factory=dict)
 
 
 def read_pickle(path: Path) -> Any:
@@ -181,7 +154,7 @@ class _Machine:
             items[key] = value
 
     def name(self, text: str) -> None:
-        if not text.startswith(_NAMES):
+        if not text.startswith(NAMES):
             self.refuse(
                 f"it asks for {text[:80]}, which is no data; only plain values and arrays are read, and "
                 "nothing that a pickle names is ever run"
@@ -192,18 +165,8 @@ class _Machine:
         """A call becomes a record of it, but for those that only spell a plain value."""
         if not isinstance(asked, Name) or type(args) is not tuple:
             raise ValueError
-        if asked.text == "collections.OrderedDict" and not args:
-            self.push({}, _OBJECT)
-        elif asked.text == "_codecs.encode" and len(args) == 2 and type(args[0]) is str:
-            self.push(args[0].encode("latin-1"), len(args[0]))
-        elif asked.text.endswith(".bytes") and not args:
-            self.push(b"")
-        elif asked.text.endswith(".bytearray") and len(args) == 1 and type(args[0]) is bytes:
-            self.push(args[0])
-        elif asked.text.endswith("._reconstructor") and isinstance(args[0], Name):
-            self.push(Asked(args[0].text, ()), _OBJECT)
-        else:
-            self.push(Asked(asked.text, args), 2 * _OBJECT)
+        value = answer(asked, args)
+        self.push(value, 2 * _OBJECT + (len(value) if isinstance(value, bytes) else 0))
 
     def build(self) -> None:
         state, target = self.pop(), self.stack[-1]

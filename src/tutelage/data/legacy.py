@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tutelage.data.asked import Asked
 from tutelage.data.encoded import Answered
-from tutelage.data.inert_pickle import GROWTH, SLACK, Asked, read_pickle
+from tutelage.data.inert_pickle import GROWTH, SLACK, read_pickle
 from tutelage.data.pickled_arrays import elements, numbers, table
 from tutelage.data.read import Faults
 from tutelage.errors import UserError
@@ -95,9 +96,9 @@ def stories(path: Path, faults: Faults) -> Iterator[Answered]:
                 (np.arange(STORY_ROW) >= first) & (np.arange(STORY_ROW) < length), row, STORY_NOTHING
             )
             if first >= length:
-                faults.add(path, line, "none of its tokens is learned")
+                faults.add(f"{path}:{line}", "none of its tokens is learned")
             elif not np.array_equal(wanted, label):
-                faults.add(path, line, "its labels are not its own tokens after a masked prompt")
+                faults.add(f"{path}:{line}", "its labels are not its own tokens after a masked prompt")
             else:
                 whole = row[:length].astype(np.int64)
                 yield Answered(line, whole[:first], [whole[first:]])
@@ -112,7 +113,7 @@ def conversations(part: Part, faults: Faults) -> Iterator[list[dict[str, str]]]:
             part.room.charge(sum(len(message["content"]) for message in messages))
             yield messages
         else:
-            faults.add(part.source, line, str(fault))
+            faults.add(f"{part.source}:{line}", str(fault))
 
 
 def token_records(part: Part, faults: Faults, prompt_weight: float) -> Iterator[Answered]:
@@ -126,11 +127,13 @@ def token_records(part: Part, faults: Faults, prompt_weight: float) -> Iterator[
         tokens = [each for each in lists if each is not None]
         part.room.charge(sum(each.nbytes for each in tokens))
         if len(tokens) < len(lists):
-            faults.add(part.source, line, f"not an object with lists of token ids under {' and '.join(keys)}")
+            faults.add(
+                f"{part.source}:{line}", f"not an object with lists of token ids under {' and '.join(keys)}"
+            )
         elif part.kind == "tokens":
             yield Answered(line, tokens[0], [tokens[1]], prompt_weight)
         elif len(tokens) < 2:
-            faults.add(part.source, line, "it has one answer, and nothing to compare it with")
+            faults.add(f"{part.source}:{line}", "it has one answer, and nothing to compare it with")
         else:
             shared = _shared(tokens)
             yield Answered(line, tokens[0][:shared], [each[shared:] for each in tokens])
@@ -141,7 +144,7 @@ def prompts(part: Part, faults: Faults) -> Iterator[np.ndarray]:
     for line, record in enumerate(part.records, start=1):
         tokens = numbers(record.get("prompt_tokens")) if isinstance(record, dict) else None
         if tokens is None or not len(tokens) or tokens.min() < 0:
-            faults.add(part.source, line, "not an object with a list of token ids under prompt_tokens")
+            faults.add(f"{part.source}:{line}", "not an object with a list of token ids under prompt_tokens")
         else:
             part.room.charge(tokens.nbytes)
             yield tokens

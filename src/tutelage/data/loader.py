@@ -19,8 +19,8 @@ from tutelage.data.batch import Batch, Sample
 from tutelage.data.mixture import Mixed
 from tutelage.data.order import Groups, Order, Packed, Unpacked
 from tutelage.data.pack import ROUND, collate
+from tutelage.data.streaming import Streaming
 from tutelage.data.streams import Streamed, TokenStreams
-from tutelage.data.windows import Streaming
 from tutelage.errors import UserError
 
 Lay = Callable[[Sequence[Sequence[Any]], int], Batch]  # rows of samples, and their length

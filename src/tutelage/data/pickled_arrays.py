@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.data.inert_pickle import Asked
+from tutelage.data.asked import Asked
 
 _WHOLE = {f"{kind}{width}" for kind in "iu" for width in (1, 2, 4, 8)}
 

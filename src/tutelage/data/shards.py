@@ -165,8 +165,10 @@ def read_meta(directory: Path) -> dict[str, Any]:
         for shard in meta["shards"]:
             if missing := _IN_SHARD - shard.keys():
                 raise KeyError(missing)
+            if not all(type(shard[name]) is int and shard[name] >= 0 for name in ("tokens", "documents")):
+                raise ValueError(shard)
             if Path(shard["name"]).name != shard["name"]:
                 raise ValueError(shard["name"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged; run the same `tutelage data build pretrain` again") from error
     return meta

@@ -83,7 +83,7 @@ class Tally:
         """`file:line` of a row."""
         for rows in self.places:
             if number < len(rows):
-                return f"{rows.source.path}:{rows.lines[number]}"
+                return rows.source.place(int(rows.lines[number]))
             number -= len(rows)
         raise AssertionError("a row that was counted")
 

@@ -7,11 +7,11 @@ it. After the last record the path is read again, its files in another order.
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,10 @@ from tutelage.data.encode import CHUNK, Chunk, Encoder
 from tutelage.data.faults import Faults
 from tutelage.data.order import Order, Packed, Unpacked
 from tutelage.data.read import NO_ROW, checker, parse, raw_rows
-from tutelage.data.shares import Shares, shares_of
 from tutelage.data.sources import Source
 from tutelage.data.store import SampleStore
 from tutelage.errors import UserError
 
-ENDLESS = 1 << 62  # rows of the only epoch
 _KEPT = 3  # windows of a path: those that steps made ahead may still ask for
 
 
@@ -40,6 +38,9 @@ class Place:
     file: int = 0
     line: int = 1
     offset: int = 0
+
+
+Row = tuple[Place, Source, bytes]  # where it is, and what is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Windows:
         self._places: list[Place] = [Place()]
         self._first = 0  # the number of the first known window
         self._kept: OrderedDict[int, Order] = OrderedDict()
-        self._open: tuple[Place, Iterator[tuple[Place, Source, bytes] | None]] | None = None
+        self._open: tuple[Row, Iterator[Row | None]] | None = None  # the row read last, and what comes after
         self._fault_of = {source: checker(source) for source in sources}
         self._reported = False
         self._learned_in_pass = False
@@ -159,15 +160,15 @@ class Windows:
                 chunks[-1].lines += self._sources.index(of) << FILE_SHIFT
                 batch.clear()
 
-        rows = self._rows(place)
-        for found in rows:
+        first, rows = self._rows(place)
+        for found in chain(first, rows):
             if found is None:  # the pass has ended
                 flush()
                 return chunks, faults, Place(place.turn + 1)
             here, source, raw = found
             if count == self._reading.window:
                 flush()
-                self._open = (here, _again(found, rows))
+                self._open = (found, rows)
                 return chunks, faults, here
             if source is not of or len(batch) == CHUNK:
                 flush()
@@ -180,14 +181,14 @@ class Windows:
             count += fault != NO_ROW
         raise AssertionError("rows end with None")
 
-    def _rows(self, place: Place) -> Iterator[tuple[Place, Source, bytes] | None]:
+    def _rows(self, place: Place) -> tuple[list[Row], Iterator[Row | None]]:
         """The records from a place to the end of its pass, then None; open files are read on."""
-        if self._open is not None and self._open[0] == place:
-            rows, self._open = self._open[1], None
-            return rows
-        return self._from(place)
+        opened, self._open = self._open, None
+        if opened is not None and opened[0][0] == place:
+            return [opened[0]], opened[1]
+        return [], self._from(place)
 
-    def _from(self, place: Place) -> Iterator[tuple[Place, Source, bytes] | None]:
+    def _from(self, place: Place) -> Iterator[Row | None]:
         order = np.random.default_rng([self._reading.seed, place.turn]).permutation(len(self._sources))
         for number in range(place.file, len(order)):
             source = self._sources[order[number]]
@@ -205,83 +206,6 @@ class Windows:
         elif report.percent > self._reading.max_cut_percent:
             self._reading.log(f"train data: of a window {report.percent:.1f} % is cut: " + report.lines()[1])
         self._reported = True
-
-
-class Streaming:
-    """An `Order` without end: rows of several paths, by weight."""
-
-    def __init__(
-        self,
-        paths: Sequence[Sequence[Source]],
-        reading: Reading,
-        *,
-        weights: Sequence[float] = (),
-    ) -> None:
-        """Without `weights` all paths have the same share."""
-        self._reading, self._lock = reading, threading.Lock()
-        shares = shares_of(list(weights) or [1.0] * len(paths), len(paths))
-        self._turns = Shares(shares, reading.seed)
-        self._paths = [Windows(sources, reading) for sources in paths]
-        self.length = reading.max_seq_len if reading.packed else None
-        self.deepest = reading.max_seq_len
-        self._beginning: SampleStore | None = None
-        self.facts: dict[str, Any] = {
-            "data": " ".join(_fingerprint(source) for sources in paths for source in sources),
-            "weights": " ".join(map(repr, shares)),
-            "packing": reading.packed,
-            "row length": reading.max_seq_len,
-            "seed": reading.seed,
-            "shuffling": True,
-            "shuffle buffer": reading.window,
-            "rows": f"{paths[0][0].kind} {reading.encoder.origin(paths[0][0].kind)} {reading.too_long}",
-        }
-
-    @property
-    def positions(self) -> int:
-        return ENDLESS  # of an epoch that never ends
-
-    @property
-    def context(self) -> float:
-        """How many tokens of its document a position sees in the mean of the first window."""
-        sizes = self.beginning().positions.astype(np.float64)
-        return float((sizes * (sizes + 1) / 2).sum() / max(sizes.sum(), 1.0))
-
-    def beginning(self) -> SampleStore:
-        """The first samples of the first path."""
-        if self._beginning is None:
-            with self._lock:
-                self._beginning = self._paths[0].beginning()
-        return self._beginning
-
-    def rows(self, epoch: int) -> int:
-        return ENDLESS
-
-    def row(self, epoch: int, number: int) -> list[Sample]:
-        path, taken = self._turns.place(number)
-        with self._lock:
-            return self._paths[path].row(taken)
-
-    def ids(self, epoch: int, number: int) -> list[str]:
-        path, taken = self._turns.place(number)
-        with self._lock:
-            return self._paths[path].ids(taken)
-
-    def longest(self, count: int) -> list[list[Sample]]:
-        """Rows as long as any can be: what will come is not known."""
-        tokens = np.zeros(self._reading.max_seq_len + 1, np.int64)
-        ones, roles = np.ones(len(tokens), np.float32), np.zeros(len(tokens), np.uint8)
-        return [[Sample(tokens, ones, roles)]] * count
-
-    def state(self, number: int) -> list[dict[str, Any]]:
-        """What reading must know to give row `number` and those after it."""
-        with self._lock:
-            before = self._turns.before(number)
-            return [path.state(count) for path, count in zip(self._paths, before, strict=True)]
-
-    def restore(self, state: list[dict[str, Any]]) -> None:
-        with self._lock:
-            for path, own in zip(self._paths, state, strict=True):
-                path.restore(own)
 
 
 def _joined(chunks: Sequence[Chunk], source: Source, key: str) -> Shard:
@@ -302,13 +226,3 @@ def _joined(chunks: Sequence[Chunk], source: Source, key: str) -> Shard:
         Faults(),
         path=source.number,
     )
-
-
-def _again(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
-
-
-def _fingerprint(source: Source) -> str:
-    """A file's name and size: its contents are too much to read before training."""
-    return f"{source.path.name}:{source.path.stat().st_size}:{source.shape}:{source.key}:{source.fields}"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tutelage.model.attention import Layout, attend
 from tutelage.model.cache import KVCache
 from tutelage.model.causal import Scores
-from tutelage.model.config import ModelConfig
+from tutelage.model.config import Activation, ModelConfig
 from tutelage.model.lean import gated_linear, rms_norm
 from tutelage.model.rope import rotate
 
@@ -110,7 +110,7 @@ class MLP(nn.Module):
             self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
             self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
-        self.activation = config.activation
+        self.activation: Activation = config.activation
         self.form_anew = True  # what down_proj reads, in the backward pass
 
     def forward(self, x: Tensor) -> Tensor:

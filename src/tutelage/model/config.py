@@ -9,6 +9,7 @@ from tutelage.model.config_file import fields_of
 from tutelage.model.config_rope import ORIGINAL, check_factors, written_scaling
 from tutelage.model.families import FAMILIES, FULL, SLIDING
 
+Activation = Literal["silu", "gelu_tanh"]
 N_ROLES = 5  # system, user, assistant, tool, other
 
 
@@ -39,7 +40,7 @@ class ModelConfig:
     norm: Literal["plain", "wide", "centred"] = (
         "plain"  # wide: times the weight before rounding; centred: 1 + w
     )
-    activation: Literal["silu", "gelu_tanh"] = "silu"
+    activation: Activation = "silu"
     fused: bool = False  # queries, keys and values are one layer, and so are gate and up
     scaled_embeddings: bool = False  # by the root of dim
     query_scalar: float | None = None  # scores are divided by its root; None: by that of head_dim

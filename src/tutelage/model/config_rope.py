@@ -100,7 +100,7 @@ def written_scaling(scaling: Mapping[str, Any] | None, max_positions: int) -> di
     """The scaling as config.json has it: what every reader takes by itself is left out."""
     if scaling is None:
         return None
-    usual = {"truncate": True}
+    usual: dict[str, Any] = {"truncate": True}
     if scaling["rope_type"] == "yarn":
         usual["attention_factor"] = _yarn_factor(scaling)
     if scaling["rope_type"] == "longrope":

@@ -3,13 +3,13 @@
 Of a block of Llama's they save half of what it keeps. Compiled, the compiler decides that itself.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Activation = Literal["silu", "gelu_tanh"]
+from tutelage.model.config import Activation
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, wide: bool = False) -> Tensor:

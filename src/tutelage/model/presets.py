@@ -36,7 +36,7 @@ def _shape(
         n_kv_heads=heads[1],
         ffn_dim=ffn_dim,
         max_positions=max_positions,
-        **FAMILIES[traits["family"]].traits | traits,
+        **dict(FAMILIES[traits["family"]].traits) | traits,
     )
 
 

@@ -78,7 +78,8 @@ def kl_divergence(
     across, other_across = _across(head), _across(other_head)
     for part in _chunks(len(hidden), len(head)):
         logits, others = (hidden[part] @ across).float(), (other[part] @ other_across).float()  # (n, V)
-        _bend_(logits, cap), _bend_(others, cap)
+        for each in (logits, others):
+            _bend_(each, cap)
         p, q = logits.log_softmax(-1), others.log_softmax(-1)
         total += ((p.exp() * (p - q)).sum(-1) * weights[part]).sum()
     return total

@@ -1,13 +1,15 @@
 """Write a model in another layout, any that `generate` reads, or the adapter that comes last.
 
     tutelage convert MODEL --output DIR --precision bf16
+    tutelage convert MODEL --output FILE.gguf --format gguf --precision q8_0
     tutelage convert MODEL --output DIR --format meta --model_parallel 8 --verify
     tutelage convert MODEL --output DIR --format llama2c
     tutelage convert stories15M.bin --tokenizer tokenizer.bin --output DIR
     tutelage convert MODEL --output DIR --format instructllama
     tutelage convert MODEL model_final.pth --output DIR --format peft
 
-Format hf is a directory that transformers, vLLM and this program load. Format meta is consolidated.NN.pth and
+Format hf is a directory that transformers, vLLM and this program load. Format gguf is one file, or
+DIR/model.gguf, for llama.cpp and what is built on it. Format meta is consolidated.NN.pth and
 params.json for Meta's program; torchllms has the same names, litgpt lit_model.pth and model_config.yaml.
 Format llama2c is model.bin and tokenizer.bin for `./run DIR/model.bin -z DIR/tokenizer.bin`, llama2c_v2 in
 int8 for `./runq`, llama2c_pt a ckpt.pt: Llama's arithmetic only, and a SentencePiece vocabulary. Format
@@ -37,9 +39,10 @@ class ConvertConfig:
     ]  # an HF directory, a run's --output_dir, a hub id, a .gguf, .bin, .pt or .pth file; then adapters
     force: bool = False  # merge an adapter into a model that it was not trained on
     tokenizer: str | None = None  # directory or tokenizer.bin of the tokenizer; default: the model's own
-    output: Path  # directory to write
+    output: Path  # directory to write, or a file that ends in .gguf
     format: Literal[
         "hf",
+        "gguf",
         "meta",
         "torchllms",
         "litgpt",
@@ -50,7 +53,7 @@ class ConvertConfig:
         "instructllama",
         "peft",
     ] = "hf"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of the weights; auto: as they are stored
+    precision: Literal["auto", "fp32", "bf16", "fp16", "q8_0"] = "auto"  # of weights; auto: as stored
     max_shard_size: str = "5GB"  # of a file of format hf
     model_parallel: int = 1  # devices that format meta cuts the model for
     fold: bool = False  # put role embeddings into the other weights: cannot be done, and says why
@@ -75,6 +78,10 @@ class ConvertConfig:
             problems.append(f"model_parallel cuts files of format meta, and format is {self.format}")
         if self.verify and self.format == "peft":
             problems.append("verify compares models, and format peft is an adapter")
+        if self.format != "gguf" and self.precision == "q8_0":
+            problems.append("precision q8_0 is GGUF's; give --format gguf with it")
+        if self.format != "gguf" and self.output.suffix == ".gguf":
+            problems.append(f"output {self.output} is a .gguf file; give --format gguf with it")
         if self.fold:
             problems.append(
                 "fold: role embeddings cannot go into other weights: what they add depends on whose the "
@@ -108,8 +115,9 @@ def run(config: ConvertConfig) -> None:
     adapter_alone = config.format == "peft" or (config.format == "torchllms" and bool(chain.adapters))
     adapters = {"peft": "adapter_config.json", "torchllms": "model_final.pth"}
     last = adapters[config.format] if adapter_alone else FORMATS[config.format].last
-    if (config.output / last).exists() and not config.overwrite:
-        raise UserError(f"{config.output / last} exists; give --overwrite to replace it, or another --output")
+    written = config.output if config.output.suffix == ".gguf" else config.output / last
+    if written.exists() and not config.overwrite:
+        raise UserError(f"{written} exists; give --overwrite to replace it, or another --output")
     if config.verify and config.output.resolve() == chain.base.resolve():
         raise UserError("verify compares with the model as it was, and output replaces that; give another")
     if adapter_alone:
@@ -123,8 +131,10 @@ def run(config: ConvertConfig) -> None:
         source=source,
         shape=shape,
         tokenizer=load_tokenizer(config.tokenizer or chain.text),
+        name=chain.name,
         output=config.output,
         dtype=torch.float32 if config.format in _FP32 else dtypes.get(config.precision, source.dtype),
+        precision=config.precision,
         shard_bytes=shard_bytes,
         devices=config.model_parallel,
     )

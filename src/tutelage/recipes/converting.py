@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tutelage.checkpoint.gguf_write import KINDS, write_gguf
 from tutelage.checkpoint.hf import save_model
 from tutelage.checkpoint.instructllama import refuse_what_it_cannot, write_instructllama
 from tutelage.checkpoint.litgpt_write import refuse_for_litgpt, write_litgpt
@@ -40,8 +41,10 @@ class Conversion:
     source: Source
     shape: ModelConfig
     tokenizer: Tokenizer
-    output: Path  # a directory
+    name: str  # of the model, for people
+    output: Path  # a directory, or a file that ends in .gguf
     dtype: torch.dtype
+    precision: str  # as it was asked for
     shard_bytes: int
     devices: int
 
@@ -59,6 +62,19 @@ def _hf(to: Conversion) -> None:
     tokenizer, shape = padded_as_trained(to.tokenizer, to.shape)
     tokenizer.save(to.output)
     save_model(to.source, shape, to.output, dtype=to.dtype, shard_bytes=to.shard_bytes)
+
+
+def _gguf(to: Conversion) -> None:
+    path, kind = _gguf_path(to), to.precision
+    if kind == "auto":
+        kind = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(to.dtype, "fp32")
+    remarks = write_gguf(to.shape, to.source, to.tokenizer, path, KINDS[kind], name=Path(to.name).name)
+    for remark in remarks:
+        say(f"note: {remark}")
+
+
+def _gguf_path(to: Conversion) -> Path:
+    return to.output if to.output.suffix == ".gguf" else to.output / "model.gguf"
 
 
 def _meta(to: Conversion) -> None:
@@ -112,14 +128,24 @@ def _shape(refuse: Callable[[ModelConfig], None]) -> Callable[[Conversion], None
 
 def verified(to: Conversion, kind: str) -> None:
     """Read what was written in format `kind` and compare."""
-    rounded = to.dtype if kind != "llama2c_v2" else None
-    verify(
-        to.source,
-        to.shape,
-        to.tokenizer,
-        to.output / _OPENED.get(kind, ""),
-        rounded=lambda rows: _in_int8(rows, to.shape) if rounded is None else rows.to(rounded),
-    )
+
+    def rounded(rows: Tensor) -> Tensor:
+        if kind == "llama2c_v2":
+            return _in_int8(rows, to.shape)
+        if kind == "gguf" and rows.ndim == 1:
+            return rows.float()
+        return _in_q8(rows) if to.precision == "q8_0" else rows.to(to.dtype)
+
+    written = _gguf_path(to) if kind == "gguf" else to.output / _OPENED.get(kind, "")
+    verify(to.source, to.shape, to.tokenizer, written, rounded=rounded)
+
+
+def _in_q8(rows: Tensor) -> Tensor:
+    import gguf
+    from gguf import GGMLQuantizationType
+
+    kind = GGMLQuantizationType.Q8_0
+    return torch.from_numpy(gguf.dequantize(gguf.quantize(rows.float().numpy(), kind), kind))
 
 
 def _in_int8(rows: Tensor, shape: ModelConfig) -> Tensor:
@@ -141,6 +167,7 @@ _OPENED = {  # by the name of a file, where others may lie beside it
 }
 FORMATS = {
     "hf": Format("config.json", _hf),
+    "gguf": Format("model.gguf", _gguf),
     "meta": Format("params.json", _meta, lambda to: refuse_for_meta(to.shape, to.devices)),
     "torchllms": Format("params.json", _torchllms, _shape(refuse_for_torchllms)),
     "litgpt": Format("model_config.yaml", _litgpt, _shape(refuse_for_litgpt)),

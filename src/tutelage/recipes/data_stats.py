@@ -10,7 +10,6 @@ lengths are words. With --val_data_paths it says which held-out rows or prompts 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,11 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from tutelage.data.cut import CutReport
     from tutelage.data.stats import Tally
-    from tutelage.data.store import SampleStore
+    from tutelage.recipes.counting import Split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,10 +29,13 @@ class DataStatsConfig:
     train_data_splits: tuple[
         str, ...
     ] = ()  # of each path that is a data set of the hub or local:; - for files
+    train_data_shapes: tuple[str, ...] = ()  # of each path, where its records do not say it
     train_num_samples: tuple[float, ...] = ()  # of each path: above 1 a count, up to 1 a share, -1 all
     val_data_paths: tuple[str, ...] = ()  # what is held out: counted too, and looked for in the training data
     val_data_splits: tuple[str, ...] = ()  # the same of each val path
+    val_data_shapes: tuple[str, ...] = ()
     val_num_samples: tuple[float, ...] = ()
+    data_fields: tuple[str, ...] = ()  # OLD=NEW, other names for keys, like question=instruction
     skip_bad_rows: bool = False  # count rows that cannot be used and go on without them
     num_data_workers: int = 1  # processes that encode
     cache_dir: Path | None = None  # of encoded data; default ~/.cache/tutelage
@@ -75,47 +74,19 @@ class DataStatsConfig:
         return self.tokenizer or (self.ckpt_paths[0] if self.ckpt_paths else None)
 
 
-@dataclass(slots=True)
-class Split:
-    """A data set that was counted: the training data, or what is held out."""
-
-    tally: Tally
-    bad_rows: int
-    store: SampleStore | None = None  # where tokens are counted
-    report: CutReport | None = None  # what would be cut
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Of each row: tokens, or words."""
-        import numpy as np
-
-        return np.array(self.tally.words) if self.store is None else self.store.lengths
-
-    def tokens_of_roles(self) -> dict[str, int]:
-        """How many tokens each role has."""
-        import numpy as np
-
-        from tutelage.text.roles import ROLES
-
-        assert self.store is not None
-        counts = sum(
-            (np.bincount(s.roles, minlength=len(ROLES)) for s in self.store.shards), np.zeros(5, int)
-        )
-        return dict(zip(ROLES, counts.tolist(), strict=True))
-
-
 def run(config: DataStatsConfig) -> None:
     """Count, print tables, write files."""
     from rich.console import Console
     from rich.text import Text
 
     from tutelage.data.stats import spread
+    from tutelage.recipes.counting import counted
     from tutelage.report.inspect import histogram, show_line
     from tutelage.report.stats_table import copies_lines, counts_table, lengths_table, roles_table
 
-    splits = {"train": _split(config, "train")}
+    splits = {"train": counted(config, "train")}
     if config.val_data_paths:
-        splits["val"] = _split(config, "val")
+        splits["val"] = counted(config, "val")
     console = Console()
     unit = "tokens" if config.counts_with else "words"
     tallies = {name: split.tally for name, split in splits.items()}
@@ -135,81 +106,6 @@ def run(config: DataStatsConfig) -> None:
         show_line(console, Text(line))
     if config.output_dir is not None:
         _write(config.output_dir, splits, unit, config.max_seq_len)
-
-
-def _split(config: DataStatsConfig, name: Literal["train", "val"]) -> Split:
-    """Read and count the training data, or what is held out."""
-    from tutelage.data.comparison import compares
-    from tutelage.data.cut import cut
-    from tutelage.data.dataset import encode_paths
-    from tutelage.data.saved import as_files
-
-    train = name == "train"
-    paths, amounts = (
-        (config.train_data_paths, config.train_num_samples)
-        if train
-        else (config.val_data_paths, config.val_num_samples)
-    )
-    given = config.train_data_splits if train else config.val_data_splits
-    files = as_files(paths, given, cache_dir=config.cache_dir, log=_say, flag=f"--{name}_data_splits")
-    ranked = all(compares(Path(file.removeprefix("jsonl:"))) for file in files)
-    split = _counted(files, amounts, name, ranked=ranked, skip_bad_rows=config.skip_bad_rows)
-    if config.counts_with is None:
-        return split
-    tokenizer, template = _text_of(config, split.tally)
-    split.store, faults = encode_paths(
-        files,
-        num_samples=amounts,
-        template=template,
-        tokenizer=tokenizer,
-        skip_bad_rows=config.skip_bad_rows,
-        workers=config.num_data_workers,
-        cache_dir=config.cache_dir,
-        log=_say,
-        split=name,
-        ranked=ranked,
-    )
-    if config.max_seq_len is not None:
-        length, too_long = config.max_seq_len, config.too_long
-        _, split.report = cut(
-            split.store, max_seq_len=length, too_long=too_long, faults=faults, ranked=ranked
-        )
-    return split
-
-
-def _counted(
-    files: list[str], amounts: tuple[float, ...], name: str, *, ranked: bool, skip_bad_rows: bool
-) -> Split:
-    from tutelage.data.read import Faults, parse_sources, scan
-    from tutelage.data.stats import Tally
-
-    if amounts and len(amounts) != len(files):
-        raise UserError(
-            f"--{name}_num_samples has {len(amounts)} values for {len(files)} paths; give one each"
-        )
-    scanned = [scan(source) for source in parse_sources(files, ranked=ranked)]
-    faults = Faults()
-    for rows in scanned:
-        faults.extend(rows.faults)
-    if not skip_bad_rows:
-        faults.refuse()
-    tally = Tally()
-    for rows, amount in zip(scanned, amounts or [-1.0] * len(scanned), strict=True):
-        tally.add(rows.sample(amount, f"--{name}_num_samples"))
-    return Split(tally, faults.count)
-
-
-def _text_of(config: DataStatsConfig, tally: Tally) -> Any:
-    """The tokenizer, and a template if there are conversations to render."""
-    from tutelage.checkpoint.tokenizer import load_tokenizer
-    from tutelage.text.template import Template
-
-    assert config.counts_with is not None
-    tokenizer = load_tokenizer(config.counts_with)
-    if not any(tally.messages):
-        return tokenizer, None
-    named = config.template_config
-    return tokenizer, Template.load(named) if named else Template.recognise(tokenizer)
 
 
 def _cut_lines(split: Split) -> list[str]:
@@ -234,7 +130,7 @@ def _example_lines(config: DataStatsConfig, tallies: dict[str, Tally]) -> list[s
         for rows in tally.places:
             first = load_rows(rows.source, rows.offsets[: config.num_samples])
             for line, row in zip(rows.lines, first, strict=False):
-                lines += ["", *example_lines(f"{rows.source.path}:{line}", list(said(row)))]
+                lines += ["", *example_lines(rows.source.place(line), list(said(row)))]
     return lines
 
 
@@ -251,6 +147,7 @@ def _leak_lines(splits: dict[str, Split]) -> list[str]:
 
 def _write(directory: Path, splits: dict[str, Split], unit: str, limit: int | None) -> None:
     from tutelage.data.stats import spread
+    from tutelage.recipes.counting import say
     from tutelage.report.stats_table import copies_numbers, draw_lengths, numbers_of
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -278,8 +175,4 @@ def _write(directory: Path, splits: dict[str, Split], unit: str, limit: int | No
     if drawn:
         fit = None if limit is None else limit + 1
         draw_lengths(drawn, unit, fit, directory / "lengths.png")
-        _say(f"wrote {path} and {directory / 'lengths.png'}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+        say(f"wrote {path} and {directory / 'lengths.png'}")

@@ -14,8 +14,8 @@ from tutelage.data.loader import Lay, Loader
 from tutelage.data.order import Groups
 from tutelage.data.pack import collate
 from tutelage.data.store import SampleStore
+from tutelage.data.streaming import Streaming
 from tutelage.data.streams import TokenStreams
-from tutelage.data.windows import Streaming
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.score import refuse_score_head

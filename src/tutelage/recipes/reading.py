@@ -5,10 +5,12 @@ from typing import Literal
 
 from tutelage.data.dataset import prepare
 from tutelage.data.encode import Encoder
+from tutelage.data.encoded import encoded_directories
 from tutelage.data.paths import find_data
 from tutelage.data.sources import parse_sources
 from tutelage.data.store import SampleStore
-from tutelage.data.windows import Reading, Streaming
+from tutelage.data.streaming import Streaming
+from tutelage.data.windows import Reading
 from tutelage.errors import UserError
 from tutelage.recipes.pretokenized import shard_directories
 from tutelage.recipes.training import TrainingConfig
@@ -33,7 +35,7 @@ def encoded(
     training = split == "train"
     paths = config.train_data_paths if training else config.val_data_paths
     splits = config.train_data_splits if training else config.val_data_splits
-    found = find_data(
+    found = encoded_directories(paths) or find_data(
         paths,
         splits,
         shapes=config.train_data_shapes if training else config.val_data_shapes,
@@ -70,7 +72,7 @@ def stream(
     allow_unmasked: bool,
 ) -> Streaming:
     """The rows of the train paths, endless; what is wrong with the first window is refused here."""
-    if shard_directories(config.train_data_paths):
+    if shard_directories(config.train_data_paths) or encoded_directories(config.train_data_paths):
         raise UserError("streaming is for text and records; shards are read from disk as it is")
     found = find_data(
         config.train_data_paths,

@@ -36,7 +36,7 @@ def _fault_of_one(message: Any) -> str | None:
         if has_half_character(message[key]):
             return f"has a {key} with half a surrogate pair, which is no character"
     if message["role"] not in MESSAGE_ROLES:
-        return f"has the unknown role {message['role']!r}; roles are {', '.join(MESSAGE_ROLES)}"
+        return f"has the unknown role {message['role'][:40]!r}; roles are {', '.join(MESSAGE_ROLES)}"
     return None
 
 

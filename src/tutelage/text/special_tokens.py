@@ -15,10 +15,33 @@ def read_settings(directory: Path) -> dict[str, Any]:
     settings = _read_json(directory / "tokenizer_config.json")
     for name, value in _read_json(directory / "special_tokens_map.json").items():
         settings.setdefault(name, value)
+    declared = settings.get("added_tokens_decoder", {})
+    if not isinstance(declared, dict) or not all(map(_declares, declared.items())):
+        raise UserError(
+            f"{directory / 'tokenizer_config.json'}: added_tokens_decoder is no object of numbers and tokens "
+            "with a content, as transformers writes it"
+        )
     template = directory / "chat_template.jinja"
     if template.is_file():
         settings["chat_template"] = template.read_text(encoding="utf-8")
     return settings
+
+
+def added_beside(settings: dict[str, Any], directory: Path, *, normalized: bool = True) -> dict[str, Any]:
+    """The settings with what an added_tokens.json numbers, as directories without tokenizer.json have it.
+
+    Not `normalized` are those of SentencePiece, whose normaliser would put a space before each."""
+    special = _special_names(settings)
+    declared = dict(settings.get("added_tokens_decoder", {}))
+    known = {token["content"] for token in declared.values()}
+    numbers = _read_json(directory / "added_tokens.json")
+    if not all(isinstance(index, int) for index in numbers.values()):
+        raise UserError(f"{directory / 'added_tokens.json'}: an object of tokens and their numbers is wanted")
+    for content, index in numbers.items():
+        if content not in known:
+            flags = {"special": content in special, "normalized": normalized and content not in special}
+            declared.setdefault(str(index), {"content": content, **flags})
+    return {**settings, "added_tokens_decoder": declared} if declared else settings
 
 
 def complete(vocabulary: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -35,6 +58,31 @@ def complete(vocabulary: dict[str, Any], settings: dict[str, Any]) -> None:
     for token in added.values():
         token["special"] = token["special"] or token["content"] in special
     vocabulary["added_tokens"] = [added[index] for index in sorted(added)]
+
+
+def bounds(bos: tuple[str, int] | None, eos: tuple[str, int] | None = None) -> dict[str, Any] | None:
+    """What transformers puts around a text when asked to, each a token and its id; our templates write it."""
+    if bos is None and eos is None:
+        return None
+    one, two = ([{"Sequence": {"id": name, "type_id": kind}}] for kind, name in enumerate("AB"))
+
+    def bounded(text: list[dict[str, Any]], kind: int) -> list[dict[str, Any]]:
+        before, after = (
+            [] if token is None else [{"SpecialToken": {"id": token[0], "type_id": kind}}]
+            for token in (bos, eos)
+        )
+        return [*before, *text, *after]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": bounded(one, 0),
+        "pair": [*bounded(one, 0), *bounded(two, 1)],
+        "special_tokens": {
+            token[0]: {"id": token[0], "ids": [token[1]], "tokens": [token[0]]}
+            for token in (bos, eos)
+            if token is not None
+        },
+    }
 
 
 def control_tokens(vocabulary: dict[str, Any]) -> dict[str, int]:
@@ -62,6 +110,11 @@ def default_template(template: Any) -> str | None:
 
 
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+
+
+def _declares(entry: tuple[str, Any]) -> bool:
+    index, token = entry
+    return index.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)
 
 
 def _special_names(settings: dict[str, Any]) -> set[str]:

@@ -12,7 +12,7 @@ import tokenizers
 
 from tutelage.errors import UserError
 from tutelage.text.pieces import Encoded, Piece
-from tutelage.text.sentencepiece_model import tokenizer_json
+from tutelage.text.sentencepiece_model import SPACE
 from tutelage.text.special_tokens import (
     LISTED,
     NAMED,
@@ -21,9 +21,9 @@ from tutelage.text.special_tokens import (
     control_tokens,
     default_template,
     model_ids,
-    read_settings,
 )
-from tutelage.text.twin import OPEN, plain, sentinels, twin_of
+from tutelage.text.tokenizer_files import read_files
+from tutelage.text.twin import OPEN, named_again, plain, sentinels, twin_of
 
 _BATCH = 4096  # conversations given to the library at once: enough for its threads, little enough to hold
 
@@ -37,8 +37,7 @@ class Tokenizer:
         self.source = source
         self.settings = settings
         self.sentencepiece = sentencepiece
-        vocabulary = json.loads(source)
-        complete(vocabulary, settings)
+        vocabulary = self._completed()
         self.control = control_tokens(vocabulary)
         ids = [*model_ids(vocabulary).values(), *(token["id"] for token in vocabulary["added_tokens"])]
         self.size = 1 + max(ids, default=-1)
@@ -48,48 +47,21 @@ class Tokenizer:
         self.bos, self.eos, self.pad = (self._id_of(name) for name in ("bos_token", "eos_token", "pad_token"))
         self.chat_template = default_template(settings.get("chat_template"))
         self.byte_tokens = _byte_tokens(vocabulary)
-        self.fingerprint = _fingerprint(vocabulary)
         self._reaches_left = any(token["special"] and token["lstrip"] for token in vocabulary["added_tokens"])
         self._control_ids = frozenset(self.control.values())
+        self._names = list(self.control)
         self._spelled = sentinels(self.control)
         self._twin = _library(json.dumps(twin_of(vocabulary, self.control)))
+        self._check_numbers(vocabulary["added_tokens"])
 
     @classmethod
-    def load(cls, directory: Path) -> "Tokenizer":
-        """The tokenizer of an HF directory: its tokenizer.json, or else its SentencePiece tokenizer.model."""
-        directory = Path(directory)
-        path, model = directory / "tokenizer.json", directory / "tokenizer.model"
-        if not path.is_file() and model.is_file():
-            return cls.of_sentencepiece(model)
-        if not path.is_file():
-            raise UserError(
-                f"{directory} has no tokenizer.json and no tokenizer.model; "
-                "save one there with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-            )
-        settings = read_settings(directory)
+    def load(cls, path: Path) -> "Tokenizer":
+        """The tokenizer of an HF directory, or of one file of any kind that holds one."""
+        files = read_files(Path(path))
         try:
-            sentencepiece = model.read_bytes() if model.is_file() else None
-            return cls(path.read_text(encoding="utf-8"), settings, sentencepiece)
+            return cls(files.source, files.settings, files.sentencepiece)
         except Exception as error:  # the library raises plain Exception for what it cannot read
-            raise UserError(f"{path} is not a tokenizer that can be read: {error}") from error
-
-    @classmethod
-    def of_sentencepiece(cls, path: Path) -> "Tokenizer":
-        """The tokenizer of a SentencePiece model, with what the settings files beside it say."""
-        content, settings = path.read_bytes(), read_settings(path.parent)
-        try:
-            made, named = tokenizer_json(content)
-        except ValueError as error:
-            raise UserError(
-                f"{path} cannot be used: {error}; save a tokenizer.json beside it with transformers' "
-                "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-            ) from error
-        # transformers reads what is made here with the class named here, not with the one once named there
-        settings = {**named, **settings, "tokenizer_class": named["tokenizer_class"]}
-        try:
-            return cls(json.dumps(made, ensure_ascii=False), settings, content)
-        except Exception as error:  # the library raises plain Exception for what it cannot read
-            raise UserError(f"{path} is not a tokenizer that can be read: {error}") from error
+            raise UserError(f"{files.path} is not a tokenizer that can be read: {error}") from error
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str, dict[str, Any], bytes | None]]:
         # the library's object is rebuilt in each process
@@ -119,11 +91,15 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int], *, skip_control: bool = True) -> str:
         """The text of tokens, control tokens left out or written as they are spelled."""
-        return self._library.decode(list(tokens), skip_special_tokens=skip_control)
+        if skip_control:
+            return self._twin.decode(list(tokens), skip_special_tokens=True)
+        if self._apart is not None:
+            return self._apart.decode(list(tokens), skip_special_tokens=False)
+        return named_again(self._twin.decode(list(tokens), skip_special_tokens=False), self._names)
 
     def token_text(self, token: int) -> str:
         """One token as the vocabulary spells it, for showing; ids without a token give an empty string."""
-        return self._library.id_to_token(token) or ""
+        return named_again(self._twin.id_to_token(token) or "", self._names)
 
     def is_control(self, token: int) -> bool:
         return token in self._control_ids
@@ -133,7 +109,9 @@ class Tokenizer:
 
         They carry `chat_template`, or where none is given the one the model came with, if any."""
         directory.mkdir(parents=True, exist_ok=True)
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.settings}
+        # any other class may put parts of its own in place of those in tokenizer.json, and give other ids
+        settings = {**self.settings, "tokenizer_class": "PreTrainedTokenizerFast"}
+        settings.pop("auto_map", None)
         if chat_template is not None:
             settings["chat_template"] = chat_template
         named = {name: self.settings[name] for name in (*NAMED, *LISTED) if self.settings.get(name)}
@@ -145,11 +123,35 @@ class Tokenizer:
             (directory / name).write_text(text + "\n", encoding="utf-8")
 
     @cached_property
-    def _library(self) -> tokenizers.Tokenizer:
-        """The library's tokenizer with control tokens under their own names, for decoding."""
+    def fingerprint(self) -> str:
+        """A hash of what determines ids: two tokenizers that share it give the same ids for every text."""
+        vocabulary = self._completed()
+        parts = [vocabulary.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def _apart(self) -> tokenizers.Tokenizer | None:
+        """The library's tokenizer under its own names, where decoding may change how one of them reads."""
+        if any(SPACE in name for name in self._names):
+            return tokenizers.Tokenizer.from_str(json.dumps(self._completed()))
+        return None
+
+    def _check_numbers(self, added: list[Any]) -> None:
+        """ValueError where the library, which numbers added tokens one after the other, has other ids."""
+        for content, wanted in ((token["content"], token["id"]) for token in added):
+            found = self._twin.token_to_id(self._spelled.get(content) or content)
+            if found != wanted:
+                raise ValueError(
+                    f"the added token {content!r} has the number {wanted}, where {found} is next: "
+                    "tokens between are missing"
+                )
+
+    def _completed(self) -> dict[str, Any]:
         vocabulary = json.loads(self.source)
+        if not isinstance(vocabulary, dict) or "vocab" not in (vocabulary.get("model") or {}):
+            raise ValueError("it has no model with a vocab")
         complete(vocabulary, self.settings)
-        return tokenizers.Tokenizer.from_str(json.dumps(vocabulary))
+        return vocabulary
 
     def _spell(self, piece: Piece) -> str:
         return self._spelled[piece.text] if piece.control else plain(piece.text)
@@ -193,9 +195,3 @@ def _byte_tokens(vocabulary: dict[str, Any]) -> frozenset[int]:
         return frozenset()
     ids = model_ids(vocabulary)
     return frozenset(ids[name] for name in (f"<0x{byte:02X}>" for byte in range(256)) if name in ids)
-
-
-def _fingerprint(vocabulary: dict[str, Any]) -> str:
-    """A hash of what determines ids: two tokenizers of one fingerprint give the same ids for every text."""
-    parts = [vocabulary.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

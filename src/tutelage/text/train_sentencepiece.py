@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from tutelage.errors import UserError
-from tutelage.text.sentencepiece_model import control_last, tokenizer_json
+from tutelage.text.sentencepiece_file import control_last, tokenizer_json
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.text.train import few
 

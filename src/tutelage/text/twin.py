@@ -6,9 +6,11 @@ same gets U+FFFD in their place. So a template writes sentinels, user text goes 
 tokenized at once, which is what makes the ids exactly those of the official templates."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
+_SENTINEL = re.compile(f"{OPEN}([0-9]{{1,7}}){CLOSE}")
 # Half a surrogate pair, which JSON can smuggle in as "\ud800", has no UTF-8 at all.
 _UNUSABLE = re.compile(f"[{OPEN}{CLOSE}\ud800-\udfff]")
 
@@ -23,12 +25,25 @@ def sentinels(control: dict[str, int]) -> dict[str, str]:
     return {name: f"{OPEN}{index}{CLOSE}" for index, name in enumerate(control)}
 
 
+def named_again(text: str, names: Sequence[str]) -> str:
+    """Text that the twin decoded, its sentinels replaced by the control tokens they stand for."""
+    return _SENTINEL.sub(lambda found: names[int(found[1])] if int(found[1]) < len(names) else found[0], text)
+
+
 def twin_of(vocabulary: dict[str, Any], control: dict[str, int]) -> dict[str, Any]:
     """The twin of a parsed tokenizer.json: no BOS or EOS of its own accord, no truncation, no padding."""
     spelled = sentinels(control)
     twin = {**vocabulary, "post_processor": None, "truncation": None, "padding": None}
+    # with a space put before it nothing would find a sentinel; other normalisers leave it as it is
+    prepends = "'Prepend'" in str(vocabulary.get("normalizer"))
     twin["added_tokens"] = [
-        {**token, "content": spelled.get(token["content"], token["content"])}
+        {
+            **token,
+            "content": spelled[token["content"]],
+            "normalized": token.get("normalized", False) and not prepends,
+        }
+        if token["content"] in spelled
+        else token
         for token in vocabulary["added_tokens"]
     ]
     twin["model"] = _renamed(vocabulary["model"], spelled)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 from tutelage import dist
 from tutelage.errors import UserError
+from tutelage.train.checkpoint_index import damaged, read_index
 
 _NAME = re.compile(r"step-(\d{7,})")
 
@@ -102,17 +103,14 @@ class Saver:
         """Fill weights, optimizer and random states in place; return the plain values."""
         tensors = self._tensors()
         check_fits(checkpoint, tensors)
-        stored = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+        stored = read_index(checkpoint).state_dict_metadata
         tensors = {name: tensor for name, tensor in tensors.items() if name in stored}
         try:
             _unwrapped(lambda: load(tensors, checkpoint_id=checkpoint, no_dist=dist.world_size() == 1))
         except (torch.OutOfMemoryError, PermissionError, torch.distributed.DistError):
             raise
         except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(
-                f"{checkpoint} is damaged and cannot be read; remove it and run the same command with "
-                "--resume, which goes on from the one before if there is one"
-            ) from error
+            raise damaged(checkpoint) from error
         if f"random.cpu.{dist.rank()}" in tensors:  # not where there are more processes than there were
             torch.set_rng_state(tensors[f"random.cpu.{dist.rank()}"])
         if f"random.cuda.{dist.rank()}" in tensors:  # not where a run moves from or to a GPU
@@ -158,7 +156,13 @@ def newest(directory: Path) -> Path | None:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The plain values of a checkpoint: its step and what was given to `save`."""
-    return json.loads((checkpoint / "state.json").read_text())
+    try:
+        state = json.loads((checkpoint / "state.json").read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(checkpoint) from error
+    if not isinstance(state, dict) or type(state.get("step")) is not int:
+        raise damaged(checkpoint)
+    return state
 
 
 def check_fits(
@@ -167,7 +171,7 @@ def check_fits(
     kinds: tuple[str, ...] = ("model.", "optimizer.", "extra."),
 ) -> None:
     """Refuse a checkpoint whose tensors of these kinds differ from `tensors` in name, shape or dtype."""
-    entries = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    entries = read_index(checkpoint).state_dict_metadata
     there = {
         name: f"{_shape(entry.size)} {entry.properties.dtype}"
         for name, entry in entries.items()
@@ -196,7 +200,7 @@ def _whole(path: Path) -> bool:
     try:
         sizes = json.loads((path / "MANIFEST.json").read_text())
         return all((path / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 

@@ -11,6 +11,7 @@ from torch._functorch import config as functorch
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from tutelage.model.adapters import active_adapter, adapter
+from tutelage.model.block import MLP
 from tutelage.model.planned import main_memory
 from tutelage.model.transformer import Transformer
 
@@ -48,10 +49,16 @@ def recompute(model: Transformer, ratio: float, policy: Literal["block", "matmul
             how = {"use_reentrant": False, "context_fn": partial(contexts, block)}
             block.forward = partial(checkpoint, block.forward, **how)
             # All is formed anew here, up to what the last matmul reads: that matmul itself need not be.
-            block.mlp.form_anew = policy == "matmul"
+            _mlp(block).form_anew = policy == "matmul"
             chosen.append(index)
             threshold += 1
     return chosen
+
+
+def _mlp(block: nn.Module) -> MLP:
+    mlp = block.mlp
+    assert isinstance(mlp, MLP)
+    return mlp
 
 
 @contextmanager

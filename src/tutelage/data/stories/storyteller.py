@@ -115,7 +115,7 @@ def items_of(path: Path) -> Iterator[Any]:
                     if text[place] == "]":
                         return
                     item, place = decoder.raw_decode(text, place)
-                except (json.JSONDecodeError, IndexError) as error:
+                except (ValueError, IndexError) as error:
                     more = file.read(_BLOCK)
                     if not more or len(text) - place > _LONGEST:
                         raise UserError(_damaged(path, number, error)) from error

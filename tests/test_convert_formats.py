@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from llama2c_models import piece_tokenizer, tiny
+from safetensors.torch import load_file, save_file
 from test_convert import tell
 from tiny_chat import byte_tokenizer
 from tiny_data import refusal
@@ -146,6 +147,25 @@ def test_a_part_of_torchllms_is_merged_into_any_format(tmp_path, capsys):
     code, _, err = tell(capsys, *words, "--verify")
     assert code == 0, err
     assert (load_model(tmp_path / "out").model.norm.weight == 2).all()
+    assert tell(capsys, *words[:-1], tmp_path / "whole", "--format", "torchllms")[0] == 0
+    assert (load_model(tmp_path / "whole").model.norm.weight == 2).all()
+    code, _, err = tell(capsys, *words[:-1], tmp_path / "peft", "--format", "peft")
+    assert code == 2 and "holds weights in full and no adapter; another format takes them in" in err
+
+
+@pytest.mark.parametrize(("value", "precision"), [(float("nan"), "fp32"), (1e6, "fp16")])
+def test_weights_that_a_dtype_cannot_hold_are_not_written(value, precision, tmp_path, capsys):
+    made = tiny(vocab_size=piece_tokenizer().size)
+    save_model(made, made.config, tmp_path / "model", dtype=torch.float32)
+    path = tmp_path / "model" / "model.safetensors"
+    state = load_file(path)
+    state["model.layers.1.mlp.up_proj.weight"][3, 4] = value
+    save_file(state, path, metadata={"format": "pt"})
+    piece_tokenizer().save(tmp_path / "model")
+    words = ["convert", tmp_path / "model", "--output", tmp_path / "out", "--precision", precision]
+    code, _, err = tell(capsys, *words)
+    assert code == 2 and "model.layers.1.mlp.up_proj.weight has NaN or infinity among its weights" in err
+    assert not list((tmp_path / "out").glob("*.safetensors")) and not (tmp_path / "out" / ".partial").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tutelage.checkpoint.source import Source, pieces
+from tutelage.errors import UserError
 
 Rows = Callable[[int, int], Tensor]  # start, stop -> these rows
 
@@ -56,6 +57,26 @@ class Held:
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start..stop of a tensor, on the CPU."""
         return self._state[name].detach()[start:stop].cpu()
+
+
+class Checked:
+    """A source to be written in `dtype`: numbers that are none, or that it cannot hold, are refused."""
+
+    def __init__(self, source: Source, dtype: torch.dtype):
+        self.where, self.shapes, self.problems = source.where, source.shapes, source.problems
+        self.dtype = source.dtype
+        self._source, self._written = source, dtype
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start..stop, as they are."""
+        rows = self._source.rows(name, start, stop)
+        if not all(bound.isfinite() for bound in rows.to(self._written).aminmax()):
+            dtype = str(self._written).removeprefix("torch.")
+            raise UserError(
+                f"{self.where}: {name} has NaN or infinity among its weights (rows {start:,} to {stop:,}), "
+                f"or numbers too large for {dtype}; no such model is written"
+            )
+        return rows
 
 
 def streamed(source: Source, names: Sequence[str], dtype: torch.dtype) -> list[Streamed]:

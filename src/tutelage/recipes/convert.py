@@ -106,13 +106,16 @@ def run(config: ConvertConfig) -> None:
     """Load, write, and say how to go on."""
     import torch
 
+    from tutelage.checkpoint.streamed import Checked
     from tutelage.checkpoint.tokenizer import load_tokenizer
+    from tutelage.checkpoint.torchllms_lora import is_part
     from tutelage.model.roles import NOTE
     from tutelage.recipes.chain import chain_of, open_chain
     from tutelage.recipes.converting import FORMATS, Conversion, verified
 
     chain = chain_of(config.ckpt_paths)
-    adapter_alone = config.format == "peft" or (config.format == "torchllms" and bool(chain.adapters))
+    has_adapter = bool(chain.adapters) and not is_part(chain.adapters[-1])
+    adapter_alone = config.format == "peft" or (config.format == "torchllms" and has_adapter)
     adapters = {"peft": "adapter_config.json", "torchllms": "model_final.pth"}
     last = adapters[config.format] if adapter_alone else FORMATS[config.format].last
     written = config.output if config.output.suffix == ".gguf" else config.output / last
@@ -127,13 +130,14 @@ def run(config: ConvertConfig) -> None:
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     shard_bytes = bytes_in(config.max_shard_size)
     assert shard_bytes is not None
+    dtype = torch.float32 if config.format in _FP32 else dtypes.get(config.precision, source.dtype)
     conversion = Conversion(
-        source=source,
+        source=Checked(source, dtype),
         shape=shape,
         tokenizer=load_tokenizer(config.tokenizer or chain.text),
         name=chain.name,
         output=config.output,
-        dtype=torch.float32 if config.format in _FP32 else dtypes.get(config.precision, source.dtype),
+        dtype=dtype,
         precision=config.precision,
         shard_bytes=shard_bytes,
         devices=config.model_parallel,
@@ -162,6 +166,8 @@ def _write_adapter(chain: Chain, config: ConvertConfig) -> None:
         raise UserError(f"format {config.format} writes an adapter; give one after the model")
     shape = config_of(chain.base, chain.adapters[:-1])
     stored, stamp = read_adapter(chain.adapters[-1], shape), fingerprint_of(chain.base, chain.adapters[:-1])
+    if not stored.layers:
+        raise UserError(f"{stored.where} holds weights in full and no adapter; another format takes them in")
     shape = shape_with(shape, stored)
     check_fits(shape, stored)
     check_trained_on(stored, stamp, str(chain.base), force=config.force)

@@ -12,7 +12,7 @@ from materials import llama3_tokenizer_dir, mistral_v3_tokenizer_dir, qwen_token
 from tiny_sentencepiece import stories
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
-from tutelage.checkpoint.gguf_cuts import _QWEN35, cuts_of
+from tutelage.checkpoint.gguf_cuts import _GPT4, _QWEN35, cuts_of
 from tutelage.checkpoint.gguf_vocabulary import vocabulary_settings
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.errors import UserError
@@ -193,6 +193,10 @@ def test_a_tiktoken_way_of_spelling_llama_3_s_cuts_is_recognised():
     removed = pre_tokenizers.Split(Regex(_QWEN35), "removed", invert=True)
     assert cuts_of(vocabulary_of(pre_tokenizers.Sequence([removed, BYTES]))).name == "qwen35"
     assert cuts_of(vocabulary_of(pre_tokenizers.ByteLevel(add_prefix_space=False))).name == "gpt-2"
+    split = pre_tokenizers.Split(Regex(_GPT4), "isolated")
+    for whole, name in [(True, "llama-bpe"), (False, "dbrx")]:
+        model = models.BPE({"a": 0}, [], ignore_merges=whole)
+        assert cuts_of(vocabulary_of(pre_tokenizers.Sequence([split, BYTES]), model=model)).name == name
 
 
 def test_merges_that_no_scores_can_order_and_other_kinds_of_model_are_refused():

@@ -193,6 +193,11 @@ def test_a_tiktoken_way_of_spelling_llama_3_s_cuts_is_recognised():
     removed = pre_tokenizers.Split(Regex(QWEN35), "removed", invert=True)
     assert name_of_cut(vocabulary_of(pre_tokenizers.Sequence([removed, BYTES]))) == "qwen35"
     assert name_of_cut(vocabulary_of(pre_tokenizers.ByteLevel(add_prefix_space=False))) == "gpt-2"
+    (llama3,) = byte_level.CUTS["llama-bpe"].patterns
+    split = pre_tokenizers.Split(Regex(llama3), "isolated")
+    for whole, name in [(True, "llama-bpe"), (False, "dbrx")]:
+        model = models.BPE({"a": 0}, [], ignore_merges=whole)
+        assert name_of_cut(vocabulary_of(pre_tokenizers.Sequence([split, BYTES]), model=model)) == name
 
 
 def test_merges_that_no_scores_can_order_and_other_kinds_of_model_are_refused():

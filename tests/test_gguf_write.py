@@ -227,3 +227,12 @@ def test_positions_and_logits_survive_eight_bits(saved, write):
     with torch.no_grad():
         found, wanted = copy.unembed(copy(tokens, positions_of(tokens))), theirs(tokens).logits
     assert 0 < (found - wanted).abs().max() < 0.1 * wanted.abs().max()
+
+
+def test_no_more_than_a_piece_is_ever_held(saved, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(source_file, "PIECE", 32 * 11)
+    config, source = open_source(saved("llama")[1])
+    read, asked = source.rows, []
+    monkeypatch.setattr(source, "rows", lambda *rows: asked.append(rows[2] - rows[1]) or read(*rows))
+    write_gguf(config, source, tokenizer, tmp_path / "model.gguf", Kind.F32, name="tiny")
+    assert max(asked) <= 32  # 11 rows, of queries and keys whole heads of 8; vectors are one row

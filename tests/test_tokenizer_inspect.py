@@ -5,8 +5,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from test_tokenizer_files import write_pair, write_tekken
 from tiny_sentencepiece import write_model
+from tiny_tokenizer_files import write_pair, write_tekken
 from transformers import AutoTokenizer
 
 from tutelage.cli import configure, main

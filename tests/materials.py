@@ -328,7 +328,9 @@ def mistral_v7_tokenizer_dir() -> Path:
 
 
 def mistral_common() -> Path:
-    """A folder to import Mistral's own encoder from, with what it needs beside what is installed."""
+    """Where Mistral's own encoder is imported from now, and tiktoken, with what they need beside the rest.
+
+    They are not installed as others are, for they want an older numpy."""
 
     def unpack(to: Path) -> None:
         packages = ["mistral-common==1.13.1", "tiktoken", "pydantic-extra-types", "pycountry", "pillow"]
@@ -338,4 +340,7 @@ def mistral_common() -> Path:
         if done.returncode:
             pytest.skip(f"mistral-common cannot be installed: {done.stderr.strip().splitlines()[-1:]}")
 
-    return _unpacked("mistral-common", unpack)
+    folder = _unpacked("mistral-common", unpack)
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    return folder

@@ -1,7 +1,6 @@
 """The Mistral templates give the ids of Mistral's own encoder: system texts, tools, calls and results too."""
 
 import json
-import sys
 from functools import cache
 from typing import Any
 
@@ -24,8 +23,6 @@ FILES = {  # ours -> the encoder's version, its vocabulary, our tokenizer
 def encoder(name: str) -> Any:
     """Mistral's encoder of what a template writes, in the mode where conversations may end with replies."""
     folder = materials.mistral_common()
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
     from mistral_common.protocol.instruct.validator import ValidationMode
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 

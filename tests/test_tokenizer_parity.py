@@ -5,12 +5,13 @@ Texts are in conversations and `varied_texts`: Unicode of every kind, long runs,
 
 import json
 import unicodedata
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sentencepiece
-from materials import mistral_sentencepiece
+from materials import mistral_common, mistral_sentencepiece
 from real_tokenizers import path_of, tokenizer
 from varied_texts import corpus_texts, varied_texts
 
@@ -133,8 +134,8 @@ def test_mistrals_models_give_sentencepieces_ids(version, texts):
 @slow
 def test_ranks_give_tiktokens_ids(texts):
     """Of Llama 3, by Meta's and by Qwen's rules; tiktoken itself has the patterns and the files."""
-    tiktoken = pytest.importorskip("tiktoken", reason="tiktoken is not installed")
-    from base64 import b64decode
+    mistral_common()
+    import tiktoken
 
     for name, composes in (("llama3_ranks", False), ("qwen_ranks", True)):
         lines = [line.split() for line in path_of(name).read_bytes().splitlines()]
@@ -164,9 +165,9 @@ def test_ranks_of_llama_3_become_the_published_file():
 
 @slow
 def test_tekken_gives_the_ids_of_mistrals_own_encoder(texts):
-    tekken = pytest.importorskip(
-        "mistral_common.tokens.tokenizers.tekken", reason="mistral-common is not installed"
-    )
+    mistral_common()
+    from mistral_common.tokens.tokenizers import tekken
+
     official, ours = tekken.Tekkenizer.from_file(path_of("tekken")), tokenizer("tekken")
     assert ours.size == official.n_words
     assert {token["token_str"]: token["rank"] for token in official._all_special_tokens} == ours.control

@@ -95,10 +95,10 @@ def with_control(*contents: str, **settings: str) -> Tokenizer:
     """ChatML's tokens and these; settings name some."""
     vocabulary = json.loads(tiny_tokenizer().source)
     plain = next(token for token in vocabulary["added_tokens"] if token["content"] == "<|im_end|>")
-    vocabulary["added_tokens"] = [t for t in vocabulary["added_tokens"] if t["content"] != "<|endoftext|>"]
-    size = 1 + max(token["id"] for token in vocabulary["added_tokens"])
-    vocabulary["added_tokens"] += [
-        plain | {"id": size + place, "content": content} for place, content in enumerate(contents)
+    first = min(token["id"] for token in vocabulary["added_tokens"])
+    own = [token["content"] for token in vocabulary["added_tokens"] if token["content"] != "<|endoftext|>"]
+    vocabulary["added_tokens"] = [
+        plain | {"id": first + place, "content": content} for place, content in enumerate([*own, *contents])
     ]
     return Tokenizer(json.dumps(vocabulary), tiny_tokenizer().settings | settings)
 

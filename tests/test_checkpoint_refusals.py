@@ -172,7 +172,8 @@ def test_configs_that_cannot_be_used_are_refused(directory):
     )
     path.write_text('{"model_type": "gpt2"}')
     assert refusal(load_config, directory) == (
-        f"{path}: model_type 'gpt2' is not supported; supported are llama, mistral, qwen2"
+        f"{path}: model_type 'gpt2' is not supported; supported are llama, mistral, qwen2, "
+        "qwen3, olmo2, gemma, gemma2, gemma3_text, phi3, smollm3"
     )
     path.write_text("[]")
     assert refusal(load_config, directory) == f"{path} holds list, not an object of settings"

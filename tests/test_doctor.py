@@ -140,7 +140,9 @@ def test_what_has_to_be_mended_is_named(spoil, message, model, capsys):
 
 def test_a_tokenizer_larger_than_the_embedding_is_a_problem(model, capsys):
     content = json.loads((model / "tokenizer.json").read_text())
-    content["added_tokens"].append(content["added_tokens"][-1] | {"id": 400, "content": "<|more|>"})
+    last = content["added_tokens"][-1]
+    more = [last | {"id": token, "content": f"<|{token}|>"} for token in range(last["id"] + 1, 401)]
+    content["added_tokens"] += more
     (model / "tokenizer.json").write_text(json.dumps(content))
     _, findings = doctor(capsys, model, "--no_compare", code=2)
     assert findings[0][0] and findings[0][1].startswith("the tokenizer has 401 tokens and the model embeds ")

@@ -3,6 +3,8 @@
 import dataclasses
 
 import torch
+from tiny_data import refusal
+from tiny_models import oracle, ours
 
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer, initialise_
@@ -27,3 +29,13 @@ def test_stop_tokens_that_only_the_files_know_are_no_difference(tmp_path):
     )
     assert gate.greedy_equal
     assert gate.logit_error == 0.0
+
+
+def test_weights_that_are_no_numbers_are_not_written_though_no_probe_asks_for_them(tmp_path):
+    model = ours(oracle("llama"))
+    trained = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trained["model.embed_tokens.weight"][60, 3] = float("nan")
+    probe, out = Encoded([1, 5, 9], [0.0] * 3, [4] * 3), tmp_path / "model"
+    said = refusal(export, model, trained, model.config, out, dtype=torch.float32, probes=[probe])
+    assert "the trained model.embed_tokens.weight has values that are no numbers" in said
+    assert not out.exists()

@@ -165,6 +165,9 @@ def test_a_directory_prefers_its_own_tokenizer_files(tmp_path):
     assert load_tokenizer(tmp_path).encode("Hello") == library.encode("Hello").ids
 
 
+_GPT2 = {"tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.merges": ["a b"]}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -177,6 +180,26 @@ def test_a_directory_prefers_its_own_tokenizer_files(tmp_path):
             {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "bloom"},
             ": its tokenizer cuts text in the way 'bloom', which is not supported; "
             f"supported are {', '.join(CUTS)}",
+        ),
+        (
+            {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2"},
+            " has no list of tokenizer.ggml.merges; give the directory of a tokenizer",
+        ),
+        (
+            {"tokenizer.ggml.model": "llama"},
+            " has no list of tokenizer.ggml.scores; give the directory of a tokenizer",
+        ),
+        (
+            {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [0.5]},
+            ": tokenizer.ggml.scores are 1, and there are 2 tokens",
+        ),
+        (
+            {"tokenizer.ggml.model": "llama", "tokenizer.ggml.token_type": [1]},
+            ": tokenizer.ggml.token_type are 1, and there are 2 tokens",
+        ),
+        (
+            {"tokenizer.ggml.model": "gpt2"} | _GPT2 | {"tokenizer.ggml.eos_token_id": 2},
+            ": tokenizer.ggml.eos_token_id = 2, and there are 2 tokens",
         ),
         (
             {"tokenizer.ggml.model": "gpt2"},

@@ -9,6 +9,7 @@ import tokenizers
 from gguf import GGUFWriter
 from gguf_files import write, write_settings
 from materials import llama3_tokenizer_dir, mistral_v3_tokenizer_dir, qwen_tokenizer_dir
+from tiny_chat import byte_tokenizer
 from tiny_sentencepiece import stories
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
@@ -210,6 +211,8 @@ def test_merges_that_no_scores_can_order_and_other_kinds_of_model_are_refused():
     with pytest.raises(UserError, match="not in an order of scores") as refused:
         vocabulary_settings(broken, config_of(800))
     assert repr(first) in str(refused.value)
+    with pytest.raises(UserError, match="has no merges, only bytes, and llama.cpp loads none"):
+        vocabulary_settings(byte_tokenizer(), config_of(260))
     words = {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1}, "unk_token": "<unk>"}
     other = Tokenizer(json.dumps(vocabulary_of(BYTES) | {"model": words}), {})
     with pytest.raises(UserError, match="of type WordLevel; as GGUF only BPE can be written"):

@@ -15,6 +15,7 @@ from tutelage.checkpoint.hf import load_model, read_adapter
 from tutelage.checkpoint.instructllama import write_instructllama
 from tutelage.checkpoint.llama2c_tokenizer import read_tokenizer_bin
 from tutelage.checkpoint.llama2c_write import write_llama2c
+from tutelage.checkpoint.streamed import Held
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer, initialise_
 
@@ -250,9 +251,9 @@ def written(kind, tmp_path, model, gguf_file):
     if kind == "gguf":
         path.write_bytes(gguf_file.read_bytes())
     elif kind == "bin":
-        write_llama2c(model.state_dict(), SHAPE, path)
+        write_llama2c(Held(model.state_dict()), SHAPE, path)
     else:
-        write_instructllama(model.state_dict(), SHAPE, path)
+        write_instructllama(Held(model.state_dict()), SHAPE, path, dtype=torch.float32)
     return path
 
 

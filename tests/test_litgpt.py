@@ -1,10 +1,13 @@
 """litgpt's own program computes the same with what we write, and all comes back; older files are read too."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
+from family_models import MODELS
+from family_models import ours as family_ours
 from foreign_models import litgpt
 from llama2c_models import logits
 from tiny_data import refusal
@@ -14,13 +17,18 @@ from tutelage.checkpoint import source
 from tutelage.checkpoint.hf import load_config, load_model
 from tutelage.checkpoint.litgpt_write import refuse_for_litgpt, write_litgpt
 from tutelage.checkpoint.streamed import Held
+from tutelage.model.transformer import Transformer
 
 TOKENS = [1, *range(5, 40)]
-NAMES = ["llama", "llama tied", "llama 3.1", "qwen2", "mistral head_dim"]
+NAMES = ["llama", "llama tied", "llama 3.1", "qwen2", "mistral head_dim", "Qwen 3", "OLMo 2"]
 
 
 def written(name, directory):
-    model = ours(oracle(name))
+    model = family_ours(name) if name in MODELS else ours(oracle(name))
+    if name == "Qwen 3":  # its windows are not written
+        state, config = model.state_dict(), replace(model.config, windows=None)
+        model = Transformer(config).eval()
+        model.load_state_dict(state)
     write_litgpt(Held(model.state_dict()), model.config, directory, dtype=torch.float32)
     return model
 
@@ -92,6 +100,11 @@ def directory(tmp_path_factory):
         ({"n_layer": "two"}, "n_layer = 'two', wanted a number above 0"),
         ({"n_query_groups": 4}, "queries, keys and values have 64 rows, model_config.yaml makes them 96"),
         ({"n_layer": 3}, "missing: model.layers.2."),
+        ({"norm_qk": True}, "missing: model.layers.0.self_attn.q_norm.weight"),
+        (
+            {"post_mlp_norm": True},
+            "post_mlp_norm = True is not supported; only norms as in llama, qwen3, olmo2",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(values, words, directory, tmp_path):

@@ -209,7 +209,7 @@ def test_files_that_are_not_of_one_whole_model_are_refused(damage, of_two, tmp_p
             "vocab_size = 32000, and the embedding beside it has 64 rows; write the latter",
         ),
         ({"attn_proj_bias": True}, "attn_proj_bias = True, and the weights beside it have none"),
-        ({"olmo2_arch": True}, "olmo2_arch = true is not supported here; give OLMo 2's Hugging Face files"),
+        ({"olmo2_arch": True}, "olmo2_arch = True, and the weights beside it have no norms of queries and"),
         ({"moe_args": {"num_experts": 8}}, "moe_args is of models that are more than text in full weights"),
         ({"rope_scaling": {"rope_type": "mystery"}}, "params.json: rope type 'mystery' is not supported"),
         ({"n_layers": 3}, "missing: model.layers.2."),

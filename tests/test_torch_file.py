@@ -1,8 +1,12 @@
 """Files of torch.save: read without loading or running anything, and written so that torch reads them."""
 
+import contextlib
 import io
 import os
 import pickle
+import random
+import sys
+import tracemalloc
 import zipfile
 from dataclasses import dataclass
 
@@ -14,6 +18,7 @@ from tutelage.checkpoint import source
 from tutelage.checkpoint.streamed import Held, streamed
 from tutelage.checkpoint.torch_file import Inert, read_state, read_tensors, read_torch
 from tutelage.checkpoint.torch_file_write import write_torch
+from tutelage.errors import UserError
 
 WIDE = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
 TENSORS = {
@@ -28,6 +33,10 @@ TENSORS = {
     "three": torch.randn(2, 3, 4),
     "none": torch.zeros(0, 3),
 }
+
+
+STORAGE = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0X\3\0\0\0cpuK\x10tQ"
+ODD = (b"a\nb\n", b"collections\nOrderedDict\n", b"torch._utils\n_rebuild_parameter\n", b"os\nsystem\n")
 
 
 @dataclass
@@ -163,3 +172,85 @@ def test_tensors_reach_no_further_than_their_numbers(tensor, tmp_path):
 
     _rewritten(path, change)
     assert "a tensor reaches past the numbers there are for it" in refusal(read_state, path)
+
+
+def _with_pickle(path, program):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + program + b".")
+        archive.writestr("a/data/0", bytes(64))
+    return path
+
+
+def _word(text):
+    return b"X" + len(text).to_bytes(4, "little") + text.encode()
+
+
+def _tensor(storage=STORAGE, shape=b"K\x10\x85", stride=b"K\1\x85"):
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + shape + stride + b"\x89}tR"
+
+
+_MADE_UP = {
+    "another count": _tensor(STORAGE + b"}" + _word("count") + b"J\xff\xff\xff\x7fsb"),
+    "another dtype": _tensor(STORAGE + b"}" + _word("dtype") + _word("x") + b"sb"),
+    "no storage": _tensor(b"ca\nb\n)R}" + _word("count") + b"K\x10sb"),
+    "a fraction of rows": _tensor(shape=b"G\x40\x10\0\0\0\0\0\0\x85"),
+    "true rows": _tensor(shape=b"\x88\x85"),
+    "a long empty axis": _tensor(shape=b"\x8a\x08" + bytes(7) + b"\x40K\0\x86", stride=b"K\1K\1\x86"),
+    "numbers that repeat": _tensor(shape=b"J\0\0\0\x40\x85", stride=b"K\0\x85"),
+    "another function": b"ctorch._utils\n_rebuild_parameter\nN}" + _word("__defaults__") + b"K\1\x85s\x86b",
+    "a set": b"\x8f",
+}
+
+
+def test_a_plain_pickle_of_ours_is_read(tmp_path):
+    found = read_tensors(_with_pickle(tmp_path / "a.pth", b"}" + _word("w") + _tensor() + b"s"))
+    assert torch.equal(found["w"], torch.zeros(16))
+
+
+@pytest.mark.parametrize("made_up", _MADE_UP)
+def test_pickles_that_no_torch_writes_are_refused(made_up, tmp_path):
+    path = _with_pickle(tmp_path / "a.pth", b"}" + _word("w") + _MADE_UP[made_up] + b"s")
+    assert "is damaged" in refusal(read_tensors, path)
+
+
+def test_a_pickle_that_counts_far_or_hashes_long_takes_nothing(tmp_path):
+    """The first would have a list of 2^30 places made; each tuple of the second is two of the last."""
+    tracemalloc.start()
+    assert read_state(_with_pickle(tmp_path / "a.pth", b"}r\0\0\0\x20")) == {}
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    deep = b"}K\1" + b"q\1h\1\x86" * 60 + b"K\1s"
+    assert "is damaged" in refusal(read_state, _with_pickle(tmp_path / "b.pth", deep))
+
+
+def test_attributes_that_a_pickle_gives_a_dict_are_left_out(tmp_path):
+    hidden = b"ccollections\nOrderedDict\n)R" + _word("w") + _tensor() + b"s"
+    hidden += b"}" + _word("items") + b"ccollections\nOrderedDict\nsb"
+    assert list(read_state(_with_pickle(tmp_path / "a.pth", hidden))) == ["w"]
+
+
+def test_no_program_for_the_unpickler_has_anything_called(tmp_path):
+    """Random instructions, most of them well-formed, while Python tells of all that is done."""
+    done, draw, path = [], random.Random(0), tmp_path / "a.pth"
+    watched = ("import", "exec", "compile", "os.", "subprocess.", "socket.", "ctypes.", "shutil.", "code.")
+    watching = True
+
+    def told(event, arguments):
+        if watching and event.startswith(watched):
+            done.append((event, arguments))
+
+    pieces = [b"c" + name for name in ODD] + [_tensor(), STORAGE, b"}", b"]", b")", b"(", b"N", b"K\1"]
+    pieces += [_word(word) for word in ("__class__", "__reduce__", "items", "place", "ls", "x")]
+    pieces += [
+        bytes([code]) for code in b"RRRbbbot1setuadl0q\x01h\x01\x81\x81\x85\x86\x87\x92\x93\x94Q2\x8f\x90"
+    ]
+    read_state(_with_pickle(path, b"}"))  # what is imported at the first
+    sys.addaudithook(told)  # for ever
+    for _ in range(600):
+        program = b"".join(draw.choices(pieces, k=draw.randint(2, 14)))
+        _with_pickle(path, program)
+        with contextlib.suppress(UserError):
+            for tensor in read_state(path).values():
+                tensor.whole()
+    watching = False
+    assert not [event for event in done if event[0] != "os.listdir"], done[:5]

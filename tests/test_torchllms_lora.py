@@ -1,14 +1,17 @@
 """torchllms' adapters: lora_args.json and a .pth with Meta's names and order of rows."""
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
+from family_models import ours as family_ours
 from tiny_models import oracle, ours, positions_of, random_tokens
 from tiny_runs import refused, run
 
 from tutelage.checkpoint.adapter import attach_, collected
 from tutelage.checkpoint.hf import is_adapter, load_model, save_model
+from tutelage.checkpoint.peft import write_peft
 from tutelage.checkpoint.torchllms_lora import find_torchllms, read_torchllms, write_torchllms
 from tutelage.errors import UserError
 from tutelage.model.adapters import LoRASettings, add_lora_
@@ -86,15 +89,32 @@ def test_it_is_written_as_it_was_read(adapter, tmp_path):
     assert texts[0] == texts[1]
 
 
-@pytest.mark.parametrize("family", ["llama", "llama tied", "qwen2"])
+@pytest.mark.parametrize("name", ["Gemma 2", "Phi-3 4k", "Qwen 3"])
+def test_an_adapter_of_a_family_that_torchllms_cannot_run_is_not_written(name, tmp_path):
+    model = family_ours(name)
+    save_model(model, model.config, tmp_path / "base", dtype=torch.float32)
+    adapted = add_lora_(deepcopy(model), LoRASettings(rank=2))
+    trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    stored = collected(adapted, trained)
+    write_peft(
+        stored, tmp_path / "lora", config=model.config, base="it", fingerprint=None, dtype=torch.float32
+    )
+    words = ["convert", tmp_path / "base", tmp_path / "lora", "--format", "torchllms"]
+    said = refused(run(*words, "--output", tmp_path / "out"))
+    assert "torchllms cannot run this model: it is no plain Llama: " in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", ["llama", "llama tied", "qwen2", "OLMo 2"])
 def test_an_adapter_of_ours_survives_the_round_trip(family, tmp_path):
-    model = add_lora_(ours(oracle(family)), LoRASettings(rank=4, embedding=True))
+    whole = family_ours(family) if family == "OLMo 2" else ours(oracle(family))
+    model = add_lora_(deepcopy(whole), LoRASettings(rank=4, embedding=True))
     for name, p in model.named_parameters():
         if ".lora_" in name:
             torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(len(name)))
     stored = collected(model, {name: p for name, p in model.named_parameters() if p.requires_grad})
     write_torchllms(stored, tmp_path / "model_final.pth", model.config)
-    other = ours(oracle(family))
+    other = deepcopy(whole)
     attach_(other, read_torchllms(tmp_path / "model_final.pth", other.config))
     tokens = random_tokens(1, 9)
     logits = [each.unembed(each(tokens, positions_of(tokens))) for each in (model, other)]

@@ -17,8 +17,10 @@ def tokenizer_parts(header: Header) -> tuple[dict[str, Any], dict[str, Any]]:
     model = settings.get("tokenizer.ggml.model")
     if model is None:
         raise UserError(f"{header.path} carries no tokenizer; give the directory of one")
-    tokens = settings["tokenizer.ggml.tokens"]
-    kinds: list[int] = settings.get("tokenizer.ggml.token_type") or [Kind.NORMAL] * len(tokens)
+    tokens = _listed(header, "tokens", str)
+    kinds: list[int] = [Kind.NORMAL] * len(tokens)
+    if settings.get("tokenizer.ggml.token_type"):
+        kinds = _listed(header, "token_type", int, len(tokens))
     if model == "gpt2":
         parts = _byte_level(header, tokens, kinds)
     elif model == "llama":
@@ -28,7 +30,7 @@ def tokenizer_parts(header: Header) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{header.path}: its tokenizer is of kind {model!r}, which is not supported; "
             "supported are gpt2, llama"
         )
-    special = {name: _named(settings, tokens, key) for name, key in _SPECIAL.items()}
+    special = {name: _named(header, tokens, key) for name, key in _SPECIAL.items()}
     added = (Kind.CONTROL, Kind.USER_DEFINED) if model == "gpt2" else (*_ADDED, Kind.UNKNOWN)
     tokenizer_json = {
         "version": "1.0",
@@ -75,8 +77,26 @@ def _strip_after_control(added: list[dict[str, Any]]) -> None:
         token["rstrip"] = token["content"] not in ("<unk>", "<s>", "<|endoftext|>")
 
 
-def _named(settings: dict[str, Any], tokens: list[str], key: str) -> str | None:
-    token = settings.get(f"tokenizer.ggml.{key}")
+def _listed(header: Header, key: str, kind: type, count: int | None = None) -> list[Any]:
+    """The list that a setting is, all of one kind, and of so many if that is known."""
+    values = header.settings.get(f"tokenizer.ggml.{key}")
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise UserError(
+            f"{header.path} has no list of tokenizer.ggml.{key}; give the directory of a tokenizer"
+        )
+    if count is not None and len(values) != count:
+        raise UserError(
+            f"{header.path}: tokenizer.ggml.{key} are {len(values)}, and there are {count} tokens"
+        )
+    return values
+
+
+def _named(header: Header, tokens: list[str], key: str) -> str | None:
+    token = header.settings.get(f"tokenizer.ggml.{key}")
+    if token is not None and not (isinstance(token, int) and 0 <= token < len(tokens)):
+        raise UserError(
+            f"{header.path}: tokenizer.ggml.{key} = {token!r}, and there are {len(tokens)} tokens"
+        )
     return None if token is None else tokens[token]
 
 
@@ -84,7 +104,7 @@ def _byte_level(header: Header, tokens: list[str], kinds: list[int]) -> dict[str
     """GPT-2's BPE over bytes; what differs from model to model is how text is cut before."""
     cut = cut_called(header.settings.get("tokenizer.ggml.pre"), str(header.path))
     ids = {content: token for token, content in enumerate(tokens) if kinds[token] != Kind.UNUSED}
-    merges = header.settings["tokenizer.ggml.merges"]  # each "left right", which the library reads too
+    merges = _listed(header, "merges", str)  # each "left right", which the library reads too
     return byte_level(ids, merges, cut)
 
 
@@ -94,7 +114,7 @@ def _sentencepiece(header: Header, tokens: list[str], kinds: list[int]) -> dict[
     return sentencepiece_model.tokenizer_parts(
         Vocabulary(
             tokens,
-            settings["tokenizer.ggml.scores"],
+            _listed(header, "scores", float, len(tokens)),
             kinds,
             unknown=settings.get("tokenizer.ggml.unknown_token_id", 0),
             prefix=settings.get("tokenizer.ggml.add_space_prefix", True),

@@ -53,6 +53,8 @@ def vocabulary_settings(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, 
 def _byte_level(tokenizer: Tokenizer, vocabulary: dict[str, Any], size: int) -> dict[str, Any]:
     """GPT-2's BPE over bytes."""
     cut = name_of_cut(vocabulary)
+    if not vocabulary["model"]["merges"]:
+        raise UserError("the tokenizer has no merges, only bytes, and llama.cpp loads none without any")
     tokens = [f"[PAD{token}]" for token in range(size)]
     kinds: list[int] = [Kind.UNUSED] * size
     for content, token in model_ids(vocabulary).items():

@@ -6,9 +6,10 @@ from pathlib import Path
 from tutelage.errors import UserError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model"]
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.bpe"]
 _WANTED += ["adapter_model.bin"]  # of older adapters; read as tensors, never run
 _UNWANTED = ["*/*", "consolidated*"]  # other frameworks' folders, and Mistral's second copy of the weights
+_PICKLED = ["pytorch_model*.bin", "consolidated.*.pth", "lit_model.pth", "model_config.yaml"]
 
 
 def local_path(name: str | Path) -> Path:
@@ -29,27 +30,39 @@ def config_path(name: str) -> Path:
     path = Path(name).expanduser()
     if path.exists() or not _HUB_ID.fullmatch(name):
         return local_path(name)
-    return _download(name, wanted=["config.json"]) / "config.json"
+    return _fetch(name, ["config.json"], _UNWANTED) / "config.json"
 
 
-def _download(name: str, wanted: list[str] = _WANTED) -> Path:
+def _download(name: str) -> Path:
+    """With the weights as pickles, which are never run, where there are no others."""
+    directory = _fetch(name, _WANTED, _UNWANTED)
+    has_weights = any(True for kind in ("*.safetensors", "adapter_model.bin") for _ in directory.glob(kind))
+    return directory if has_weights else _fetch(name, _PICKLED, _UNWANTED[:1])
+
+
+def _fetch(name: str, wanted: list[str], unwanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]  of the library that it asks with
+        RepositoryNotFoundError,
+    )
 
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=_UNWANTED))
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=unwanted))
     except GatedRepoError as error:
         raise UserError(
             f"{name} is gated: accept its terms on its page at the hub and log in with `hf auth login`"
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(f"{name} is neither a folder here nor a model on the hub") from error
-    except OSError as error:  # the hub's own errors and those of the connection are both of this kind
+    except (HTTPError, OSError) as error:  # those of the connection are of the first kind, or of both
         raise UserError(
             f"{name} is no folder here and could not be downloaded from the hub; "
             f"check the connection (and HF_HUB_OFFLINE), or give a local directory. {_first_line(error)}"
         ) from error
 
 
-def _first_line(error: OSError) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

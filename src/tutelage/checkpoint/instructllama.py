@@ -19,7 +19,7 @@ from tutelage.checkpoint.meta_names import from_meta
 from tutelage.checkpoint.meta_params import PARAMS
 from tutelage.checkpoint.meta_tensors import meta_tensors
 from tutelage.checkpoint.peft_config import is_number
-from tutelage.checkpoint.rotary import rows_as_halves
+from tutelage.checkpoint.rotary import is_turned, rows_as_halves
 from tutelage.checkpoint.source import EMBEDDING, Source
 from tutelage.checkpoint.torch_file import HeldTensor, StoredTensor, read_state
 from tutelage.checkpoint.torch_file_write import write_torch
@@ -53,7 +53,7 @@ class InstructLlamaSource:
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start..stop of a tensor, in Hugging Face's order."""
-        if "q_proj" in name or "k_proj" in name:
+        if is_turned(name):
             return rows_as_halves(partial(self._rows, name), start, stop, self.config.head_dim)
         return self._rows(name, start, stop)
 

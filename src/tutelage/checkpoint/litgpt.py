@@ -33,6 +33,11 @@ NAMES = {
     "mlp.fc_2": "mlp.up_proj",
     "mlp.proj": "mlp.down_proj",
 }
+_OF_HEADS = {"attn.norm_q": "self_attn.q_norm", "attn.norm_k": "self_attn.k_norm"}
+_AFTER = {
+    "post_attention_norm": "post_attention_layernorm",
+    "post_mlp_norm": "post_feedforward_layernorm",
+}
 FUSED, _FUSED_IN_GROUPS = "attn.qkv", "attn.attn"
 KINDS = ("q_proj", "k_proj", "v_proj")
 _REQUIRED = ("block_size", "n_layer", "n_embd", "n_head", "intermediate_size", "norm_eps")
@@ -44,11 +49,6 @@ FIXED: dict[str, Any] = {  # what it must say, or leave unsaid where the first i
     "bias": (False,),
     "shared_attention_norm": (False, None),
     "lm_head_bias": (False, None),
-    "norm_qk": (False, None),
-    "post_attention_norm": (False, None),
-    "post_mlp_norm": (False, None),
-    "norm_1": (True, None),
-    "norm_2": (True, None),
     "scale_embeddings": (False, None),
     "attention_scores_scalar": (None,),
     "attention_logit_softcapping": (None,),
@@ -60,12 +60,36 @@ FIXED: dict[str, Any] = {  # what it must say, or leave unsaid where the first i
     "n_expert": (0, None),
     "latent_attention": (None,),
 }
+_NORMS: dict[str, Any] = {  # where they are, by default
+    "norm_qk": False,
+    "norm_qk_type": "default",
+    "post_attention_norm": False,
+    "post_mlp_norm": False,
+    "norm_1": True,
+    "norm_2": True,
+}
+NORMS = {  # and in families
+    "llama": _NORMS,
+    "qwen3": _NORMS | {"norm_qk": True},
+    "olmo2": _NORMS
+    | {"norm_qk": True, "norm_qk_type": "olmo2", "norm_1": False, "norm_2": False}
+    | dict.fromkeys(_AFTER, True),
+}
 SCALING = {
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
     "high_freq_factor": "high_freq_factor",
     "original_max_seq_len": "original_max_position_embeddings",
 }
+
+
+def names_in(family: str) -> dict[str, str]:
+    """What the parts of a model of this family are called: its names -> here."""
+    names = NAMES | (_OF_HEADS if family in ("qwen3", "olmo2") else {})
+    if family == "olmo2":
+        names = {theirs: ours for theirs, ours in names.items() if theirs not in ("norm_1", "norm_2")}
+        names |= _AFTER
+    return names
 
 
 def find_litgpt(path: Path) -> Path | None:
@@ -85,6 +109,7 @@ class LitGPTSource:
         self._reads: dict[str, Rows] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         settings = _settings(path.parent / CONFIG)
+        self._names = names_in(_family(settings, path.parent / CONFIG))
         for name, tensor in _state(path).items():
             self._add(name, tensor, settings, path)
         tied = HEAD not in self.shapes or same_rows(self, HEAD, EMBEDDING)
@@ -113,10 +138,10 @@ class LitGPTSource:
             of_kind = _apart if layer == FUSED else _apart_in_groups
             for kind, (rows, read) in of_kind(tensor, settings, path).items():
                 self._name(f"{prefix}self_attn.{kind}.{last}", (rows, *tensor.shape[1:]), tensor, read)
-        elif layer in NAMES:
-            self._name(f"{prefix}{NAMES[layer]}.{last}", tensor.shape, tensor, tensor.rows)
+        elif layer in self._names:
+            self._name(f"{prefix}{self._names[layer]}.{last}", tensor.shape, tensor, tensor.rows)
         else:
-            raise UserError(f"{path} holds {name}, which is no part of a Llama of litgpt's")
+            raise UserError(f"{path} holds {name}, which is no part of such a model of litgpt's")
 
     def _name(self, name: str, shape: tuple[int, ...], tensor: StoredTensor | HeldTensor, read: Rows) -> None:
         self._tensors[name], self.shapes[name], self._reads[name] = tensor, shape, read
@@ -157,17 +182,30 @@ def _settings(where: Path) -> dict[str, Any]:
     return values
 
 
+def _family(settings: Mapping[str, Any], where: Path) -> str:
+    """Which one has its norms where the settings say; Llama stands for all that have them as it has."""
+    said = {key: settings.get(key) for key in _NORMS}
+    found = {key: _NORMS[key] if value is None else value for key, value in said.items()}
+    if not found["norm_qk"]:
+        found["norm_qk_type"] = _NORMS["norm_qk_type"]  # it has no meaning then
+    for family, norms in NORMS.items():
+        if found == norms:
+            return family
+    told = ", ".join(f"{key} = {value}" for key, value in found.items() if value != _NORMS[key])
+    raise UserError(f"{where}: {told} is not supported; only norms as in {', '.join(NORMS)} are")
+
+
 def _config(
     settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], tied: bool, where: Path
 ) -> ModelConfig:
-    scaling = settings.get("rope_adjustments")
+    scaling, family = settings.get("rope_adjustments"), _family(settings, where)
     if scaling is not None and (not isinstance(scaling, dict) or scaling.keys() != SCALING.keys()):
         raise UserError(
             f"{where}: rope_adjustments = {scaling!r}; supported are Llama 3.1's {', '.join(SCALING)}"
         )
     llama3 = {"rope_type": "llama3", **{SCALING[key]: value for key, value in (scaling or {}).items()}}
     values = {
-        "model_type": "qwen2" if settings.get("attn_bias") else "llama",
+        "model_type": "qwen2" if settings.get("attn_bias") and family == "llama" else family,
         "vocab_size": shapes.get(EMBEDDING, (0,))[0],  # of the padded vocabulary, as its head gives logits
         "hidden_size": settings["n_embd"],
         "intermediate_size": settings["intermediate_size"],
@@ -180,6 +218,7 @@ def _config(
         "rope_scaling": llama3 if scaling else None,
         "max_position_embeddings": settings["block_size"],
         "tie_word_embeddings": tied,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),  # which are beside, or not known
     }
     check_values(values, where)
     return with_generation_config(ModelConfig.from_hf(values, where=str(where)), where.parent)

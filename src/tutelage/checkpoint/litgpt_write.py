@@ -9,19 +9,20 @@ import yaml
 
 from tutelage.checkpoint.aside import written_aside
 from tutelage.checkpoint.generation_config import write_generation_config
-from tutelage.checkpoint.litgpt import CONFIG, FIXED, FUSED, KINDS, NAMES, SCALING, WEIGHTS
+from tutelage.checkpoint.litgpt import CONFIG, FIXED, FUSED, KINDS, NORMS, SCALING, WEIGHTS, names_in
 from tutelage.checkpoint.source import EMBEDDING, HEAD, Source, parameter_shapes
 from tutelage.checkpoint.streamed import Streamed, below_each_other
 from tutelage.checkpoint.torch_file_write import write_torch
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
+from tutelage.model.families import FAMILIES
 
 
 def write_litgpt(source: Source, config: ModelConfig, directory: Path, *, dtype: torch.dtype) -> None:
     """Write lit_model.pth, and then model_config.yaml beside it; UserError for what has no place there."""
     refuse_for_litgpt(config)
     shapes = parameter_shapes(config)
-    theirs = {ours: name for name, ours in NAMES.items()}
+    theirs = {ours: name for name, ours in names_in(config.family).items()}
     tensors: list[Streamed] = []
     for name, shape in shapes.items():
         layer, _, last = name.rpartition(".")
@@ -50,8 +51,9 @@ def write_litgpt(source: Source, config: ModelConfig, directory: Path, *, dtype:
 def refuse_for_litgpt(config: ModelConfig) -> None:
     """Refuse what has no place in litgpt's files, naming everything at once."""
     problems = []
-    if config.unlike_llama:
-        problems.append(f"it is no plain Llama, which alone is written: {', '.join(config.unlike_llama)}")
+    known = FAMILIES[config.family].traits if config.family in NORMS else ()
+    if unlike := [name for name in config.unlike_llama if name not in known]:
+        problems.append(f"it is no Llama, Qwen 3 or OLMo 2, which alone are written: {', '.join(unlike)}")
     if (config.rope_scaling or {}).get("rope_type", "llama3") != "llama3":
         problems.append(f"rope_scaling is {config.rope_scaling}, written is Llama 3.1's kind")
     if any(window and window < config.max_positions for window in config.windows or ()):
@@ -84,4 +86,5 @@ def _written(config: ModelConfig, name: str) -> dict[str, Any]:
         "rope_adjustments": {key: scaling[ours] for key, ours in SCALING.items()} if scaling else None,
         "intermediate_size": config.ffn_dim,
     }
+    settings |= NORMS.get(config.family, NORMS["llama"])
     return settings | {key: allowed[0] for key, allowed in FIXED.items()}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tutelage.checkpoint.meta_names import from_meta
-from tutelage.checkpoint.rotary import rows_as_halves
+from tutelage.checkpoint.rotary import is_turned, rows_as_halves
 from tutelage.checkpoint.source import EMBEDDING, HEAD, parameter_shapes, same_rows
 from tutelage.checkpoint.torch_file import Inert, read_torch
 from tutelage.errors import UserError
@@ -57,7 +57,7 @@ class Llama2cSource:
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start..stop of a tensor, in Hugging Face's order."""
-        if "q_proj" in name or "k_proj" in name:
+        if is_turned(name):
             read = partial(self._model.rows, name)
             return rows_as_halves(read, start, stop, self.config.head_dim)
         return self._model.rows(name, start, stop)

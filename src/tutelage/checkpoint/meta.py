@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tutelage.checkpoint.meta_names import from_meta
+from tutelage.checkpoint.meta_names import BLOCK, OLMO2, from_meta
 from tutelage.checkpoint.meta_params import PARAMS, config_of
-from tutelage.checkpoint.rotary import rows_as_halves
+from tutelage.checkpoint.rotary import is_turned, rows_as_halves
 from tutelage.checkpoint.source import EMBEDDING, HEAD, same_rows
 from tutelage.checkpoint.streamed import below_each_other
 from tutelage.checkpoint.torch_file import HeldTensor, StoredTensor, read_state
@@ -22,7 +22,6 @@ from tutelage.errors import UserError
 
 SHARD = re.compile(r"consolidated\.(\d\d)\.pth")
 _COLUMNS = ("o_proj.weight", "down_proj.weight")  # which devices have of these; of all other matrices rows
-_TURNED = ("q_proj", "k_proj")
 
 
 class MetaSource:
@@ -48,7 +47,7 @@ class MetaSource:
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start..stop of a tensor, in Hugging Face's order."""
-        if any(kind in name for kind in _TURNED):
+        if is_turned(name):
             return rows_as_halves(partial(self._rows, name), start, stop, self.config.head_dim)
         return self._rows(name, start, stop)
 
@@ -119,11 +118,12 @@ def read_named(path: Path) -> dict[str, StoredTensor | HeldTensor]:
     state = read_state(path)
     if any("lora_" in name for name in state):
         raise UserError(f"{path} holds LoRA weights, and no lora_args.json beside it says how to merge them")
+    block = OLMO2 if any(name.endswith("attention.q_norm.weight") for name in state) else BLOCK
     named = {}
     for name, tensor in state.items():
         if name.endswith("rope.freqs"):
             continue
-        ours = from_meta(name)
+        ours = from_meta(name, block=block)
         if ours is None:
             raise UserError(f"{path} holds {name}, which is no part of a Llama")
         named[ours] = tensor

@@ -2,6 +2,8 @@
 
 import re
 
+from tutelage.model.config import ModelConfig
+
 BLOCK = {
     "attention_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -13,6 +15,12 @@ BLOCK = {
     "feed_forward.w2": "mlp.down_proj",
     "feed_forward.w3": "mlp.up_proj",
 }
+OLMO2 = BLOCK | {  # torchllms' names: norms come after, and queries and keys have their own
+    "attention_norm": "post_attention_layernorm",
+    "ffn_norm": "post_feedforward_layernorm",
+    "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm",
+}
 OUTSIDE = {
     "tok_embeddings": "model.embed_tokens",
     "norm": "model.norm",
@@ -21,15 +29,20 @@ OUTSIDE = {
 }
 
 
-def from_meta(name: str, outside: dict[str, str] = OUTSIDE) -> str | None:
+def block_of(config: ModelConfig) -> dict[str, str]:
+    """What the parts of a block are called in such a model: its names -> here."""
+    return OLMO2 if config.family == "olmo2" else BLOCK
+
+
+def from_meta(name: str, outside: dict[str, str] = OUTSIDE, *, block: dict[str, str] = BLOCK) -> str | None:
     """`layers.3.attention.wq.weight` -> `model.layers.3.self_attn.q_proj.weight`; None of others."""
-    return _renamed(name, r"layers\.(\d+)\.(.+)", "model.layers.", BLOCK, outside)
+    return _renamed(name, r"layers\.(\d+)\.(.+)", "model.layers.", block, outside)
 
 
-def to_meta(name: str, outside: dict[str, str] = OUTSIDE) -> str | None:
+def to_meta(name: str, outside: dict[str, str] = OUTSIDE, *, block: dict[str, str] = BLOCK) -> str | None:
     """What `from_meta` undoes."""
     back = {ours: theirs for theirs, ours in outside.items()}
-    inside = {ours: theirs for theirs, ours in BLOCK.items()}
+    inside = {ours: theirs for theirs, ours in block.items()}
     return _renamed(name, r"model\.layers\.(\d+)\.(.+)", "layers.", inside, back)
 
 

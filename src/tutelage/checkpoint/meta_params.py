@@ -27,6 +27,7 @@ SCALING = {  # what use_scaled_rope stands for in Meta's program
 }
 SCALING_TIED = SCALING | {"factor": 32.0}  # of Llama 3.2's small models, which alone are tied
 LLAMA3_VOCABULARY = 128_000  # tokens at least; then come control tokens
+_OLMO2_EOS, _OLMO2_PAD = 100_257, 100_277
 _REQUIRED = ("dim", "n_layers", "n_heads", "norm_eps")
 _TEXT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")  # which config.json knows
 _NOT_A_TEXT_MODEL = ("vision_model", "moe_args", "quantization_args", "lora_args", "vision_chunk_size")
@@ -49,10 +50,18 @@ def config_of(where: Path, shapes: Mapping[str, tuple[int, ...]], *, tied: bool)
             f"{where}: attn_proj_bias = {params['attn_proj_bias']}, and the weights beside it have "
             f"{'biases' if biased else 'none'}"
         )
+    olmo2 = "model.layers.0.self_attn.q_norm.weight" in shapes
+    if bool(params.get("olmo2_arch", olmo2)) != olmo2:
+        raise UserError(
+            f"{where}: olmo2_arch = {params['olmo2_arch']}, and the weights beside it have "
+            f"{'norms' if olmo2 else 'no norms'} of queries and keys"
+        )
+    if olmo2 and biased:
+        raise UserError(f"{where}: the weights beside it are OLMo 2's, and have biases, which that has not")
     llama3 = vocab_size >= LLAMA3_VOCABULARY
     theta = float(params.get("rope_theta") or 10_000.0)
     values: dict[str, Any] = {
-        "model_type": "qwen2" if biased else "llama",
+        "model_type": "olmo2" if olmo2 else "qwen2" if biased else "llama",
         "vocab_size": vocab_size,
         "hidden_size": params["dim"],
         "intermediate_size": ffn_dim,
@@ -70,6 +79,8 @@ def config_of(where: Path, shapes: Mapping[str, tuple[int, ...]], *, tied: bool)
         "bos_token_id": 128_000 if llama3 else 1,
         "eos_token_id": [128_001, 128_009] if llama3 else 2,
     }
+    if olmo2:
+        values |= {"bos_token_id": None, "eos_token_id": _OLMO2_EOS, "pad_token_id": _OLMO2_PAD}
     beside = where.parent / "config.json"  # torchllms copies it from the model that it converts
     if beside.exists():
         known = read_object(beside)
@@ -114,7 +125,7 @@ def torchllms_params(values: Mapping[str, Any], *, biased: bool) -> dict[str, An
         "rope_scaling": values.get("rope_scaling") or {},
         "use_role_embeddings": values.get("use_role_embeddings", False),
         "role_embeddings_init": values.get("role_embeddings_init", "zeros"),
-        "olmo2_arch": False,
+        "olmo2_arch": values["model_type"] == "olmo2",
     }
 
 
@@ -155,8 +166,6 @@ def _refuse(params: Mapping[str, Any], where: Path) -> None:
     for key in ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim"):
         if int(params.get(key) or 1) != (params.get(key) or 1):
             raise UserError(f"{where}: {key} = {params[key]!r}, wanted a whole number")
-    if params.get("olmo2_arch"):
-        raise UserError(f"{where}: olmo2_arch = true is not supported here; give OLMo 2's Hugging Face files")
     odd = [key for key in _NOT_A_TEXT_MODEL if params.get(key) not in (None, -1)]
     if odd:
         raise UserError(

@@ -4,8 +4,8 @@ from functools import partial
 
 import torch
 
-from tutelage.checkpoint.meta_names import OUTSIDE, to_meta
-from tutelage.checkpoint.rotary import rows_as_pairs
+from tutelage.checkpoint.meta_names import OUTSIDE, block_of, to_meta
+from tutelage.checkpoint.rotary import is_turned, rows_as_pairs
 from tutelage.checkpoint.source import EMBEDDING, HEAD, Source, parameter_shapes
 from tutelage.checkpoint.streamed import Rows, Streamed
 from tutelage.model.config import ModelConfig
@@ -22,7 +22,7 @@ def meta_tensors(
     """Every parameter; a tied head as a second matrix. `outside` names what is not in blocks."""
 
     def named(ours: str, shape: tuple[int, ...], rows: Rows) -> Streamed:
-        theirs = to_meta(ours, outside)
+        theirs = to_meta(ours, outside, block=block_of(config))
         assert theirs is not None, f"{ours} has no name of Meta's"
         return Streamed(theirs, shape, dtype, rows)
 
@@ -36,6 +36,6 @@ def meta_tensors(
 def in_pairs(source: Source, config: ModelConfig, name: str) -> Rows:
     """Rows of a tensor in Meta's order."""
     read = partial(source.rows, name)
-    if "q_proj" not in name and "k_proj" not in name:
+    if not is_turned(name):
         return read
     return lambda start, stop: rows_as_pairs(read, start, stop, config.head_dim)

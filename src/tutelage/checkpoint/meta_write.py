@@ -1,7 +1,7 @@
 """Models written as Meta's program and torchllms read them: consolidated.NN.pth and params.json."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tutelage.checkpoint.streamed import Rows, Streamed
 from tutelage.checkpoint.torch_file_write import write_torch
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
+from tutelage.model.families import FAMILIES
 
 _COLUMNS = ("attention.wo.weight", "feed_forward.w2.weight")  # of which devices have columns, not rows
 _EMBEDDING = "tok_embeddings.weight"
@@ -80,14 +81,14 @@ def refuse_for_meta(config: ModelConfig, devices: int = 1) -> None:
 
 def refuse_for_torchllms(config: ModelConfig) -> None:
     """Refuse what torchllms would compute otherwise, naming everything at once."""
-    if problems := _unlike_llama(config):
+    if problems := _unlike_llama(config, FAMILIES["olmo2"].traits if config.family == "olmo2" else ()):
         raise UserError("torchllms cannot run this model: " + "; ".join(problems))
 
 
-def _unlike_llama(config: ModelConfig) -> list[str]:
+def _unlike_llama(config: ModelConfig, known: Collection[str] = ()) -> list[str]:
     problems = []
-    if config.unlike_llama:
-        problems.append(f"it is no plain Llama: {', '.join(config.unlike_llama)}")
+    if unlike := [name for name in config.unlike_llama if name not in known]:
+        problems.append(f"it is no plain Llama: {', '.join(unlike)}")
     if any(window and window < config.max_positions for window in config.windows or ()):
         problems.append("attention has a sliding window, it has none")
     if config.head == "score":

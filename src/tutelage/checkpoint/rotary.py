@@ -7,6 +7,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+_TURNED = ("q_proj", "k_proj", "q_norm", "k_norm")
+
+
+def is_turned(name: str) -> bool:
+    """Whether a layer or parameter of this name has rows that follow the order of pairs or halves."""
+    return any(kind in name for kind in _TURNED)
+
 
 def pairs_to_halves(rows: Tensor, head_dim: int) -> Tensor:
     """(H * C, D) or (H * C,), of whole heads: each head's even rows first, then its odd ones."""

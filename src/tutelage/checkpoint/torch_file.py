@@ -10,6 +10,7 @@ weights_only, and they are held in memory.
 import collections
 import pickle
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -39,6 +40,7 @@ _STORAGES = {
     }.items()
 }
 _HEADER = 30  # bytes of a record's header in a zip, before its name and its extra field
+_LONGEST = 2**40  # elements of an axis
 _LARGEST_PICKLE = 2**28  # bytes; of real models it is a few hundred thousand
 
 
@@ -52,9 +54,6 @@ class StoredTensor:
     offset: int  # in the storage, in elements
     shape: tuple[int, ...]
     stride: tuple[int, ...]
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("no pickle may say where a tensor lies")
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows start..stop, read from the file."""
@@ -113,10 +112,6 @@ class Inert:
     def __init__(self, *arguments: Any) -> None:
         pass
 
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update(state)
-
 
 def read_torch(path: Path) -> Any:
     """What the file holds, every tensor a StoredTensor or a HeldTensor."""
@@ -173,7 +168,19 @@ class _Storage:
     count: int
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The unpickler that is written in Python, whose instructions can be narrowed; it keeps what it remembers
+    by number in a dict, of which the other's list is as long as the largest number that a file names."""
+
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    dispatch: Any = {
+        code: step
+        for code, step in pickle._Unpickler.dispatch.items()
+        if bytes([code]) not in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)
+    }
+
     def __init__(self, file: Any, path: Path, records: dict[str, zipfile.ZipInfo]) -> None:
         super().__init__(file, encoding="utf-8")
         self._path, self._records = path, records
@@ -193,6 +200,8 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         """Where in the file the numbers of a storage begin."""
         _, dtype, key, _, count = pid
+        if not isinstance(dtype, torch.dtype) or type(count) is not int:
+            raise pickle.UnpicklingError("no storage of numbers")
         record = self._records[key]
         if record.file_size < count * dtype.itemsize:
             raise UserError(f"{self._path} is damaged: a tensor is larger than the numbers there are for it")
@@ -204,10 +213,51 @@ class _Unpickler(pickle.Unpickler):
 
     def _tensor(self, storage: _Storage, offset: int, shape: Any, stride: Any, *_: Any) -> StoredTensor:
         shape, stride = tuple(shape), tuple(stride)
+        if type(storage) is not _Storage or any(type(size) is not int for size in (offset, *shape, *stride)):
+            raise pickle.UnpicklingError("no tensor")
         last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-        if min((offset, *shape, *stride)) < 0 or (prod(shape) and last >= storage.count):
+        # An empty one may have other axes of any length; none is longer for being counted twice.
+        outside = (
+            last >= storage.count or prod(shape) > storage.count if prod(shape) else max(shape) > _LONGEST
+        )
+        if outside or min((offset, *shape, *stride)) < 0:
             raise UserError(f"{self._path} is damaged: a tensor reaches past the numbers there are for it")
         return StoredTensor(self._path, storage.place, storage.dtype, offset, shape, stride)
+
+    def load_build(self) -> None:
+        """Attributes of an inert record; those of other objects (a dict's _metadata) are not needed."""
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Inert) and isinstance(state, dict):
+            target.__dict__.update(state)
+        elif not isinstance(target, Inert | collections.OrderedDict):
+            raise pickle.UnpicklingError("attributes of what has none")
+
+    def load_setitem(self) -> None:
+        """One key of a dict."""
+        value, key = self.stack.pop(), self.stack.pop()
+        self._put([key, value])
+
+    def load_setitems(self) -> None:
+        """Keys of a dict, one after the other with their values."""
+        self._put(self.pop_mark())
+
+    def load_dict(self) -> None:
+        """A dict of keys and values."""
+        values = self.pop_mark()
+        self.append({})
+        self._put(values)
+
+    def _put(self, values: list[Any]) -> None:
+        if any(type(key) not in (str, int) for key in values[::2]):  # a tuple of tuples is hashed for years
+            raise pickle.UnpicklingError("a key that is no word and no number")
+        self.stack[-1].update(zip(values[::2], values[1::2], strict=True))
+
+    dispatch |= {
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+    }
 
 
 def _parameter(tensor: StoredTensor, *_: Any) -> StoredTensor:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tutelage.checkpoint.adapter import LowRank, StoredAdapter
 from tutelage.checkpoint.json_file import read_object
-from tutelage.checkpoint.meta_names import from_meta, to_meta
+from tutelage.checkpoint.meta_names import block_of, from_meta, to_meta
 from tutelage.checkpoint.peft_config import is_number
-from tutelage.checkpoint.rotary import halves_to_pairs, pairs_to_halves
+from tutelage.checkpoint.rotary import halves_to_pairs, is_turned, pairs_to_halves
 from tutelage.checkpoint.torch_file import read_tensors
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
@@ -42,7 +42,7 @@ def read_torchllms(path: Path, config: ModelConfig) -> StoredAdapter:
         layer, _, last = key.rpartition(".")
         if not layer:
             raise UserError(f"{path} holds {key}, which is no part of a Llama")
-        ours = _from_meta(layer, path)
+        ours = _from_meta(layer, config, path)
         if last in ("lora_A", "lora_B"):
             parts.setdefault(ours, {})[last] = tensor
         else:
@@ -119,12 +119,15 @@ def write_torchllms(stored: StoredAdapter, path: Path, config: ModelConfig) -> N
         a, b = low.a, _turned(layer, low.b, config, halves_to_pairs)
         if _is_embedding(layer):
             a, b = b, a
-        state |= {f"{_to_meta(layer)}.lora_A": a.contiguous(), f"{_to_meta(layer)}.lora_B": b.contiguous()}
+        theirs = _to_meta(layer, config)
+        state |= {f"{theirs}.lora_A": a.contiguous(), f"{theirs}.lora_B": b.contiguous()}
         if config.tied and layer == "model.embed_tokens":  # the head is the same matrix, and nothing says so
             state |= {"output.lora_A": low.a.contiguous(), "output.lora_B": low.b.contiguous()}
     for name, value in stored.full.items():
         layer, _, last = name.rpartition(".")
-        state[f"{_to_meta(layer)}.{last}"] = _turned(layer, value, config, halves_to_pairs).contiguous()
+        state[f"{_to_meta(layer, config)}.{last}"] = _turned(
+            layer, value, config, halves_to_pairs
+        ).contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, path)
     values = {
@@ -137,31 +140,29 @@ def write_torchllms(stored: StoredAdapter, path: Path, config: ModelConfig) -> N
 
 
 def _halves(layer: str, tensor: Tensor, config: ModelConfig, path: Path) -> Tensor:
-    if layer.endswith((".q_proj", ".k_proj")) and (not tensor.ndim or len(tensor) % config.head_dim):
+    if is_turned(layer) and (not tensor.ndim or len(tensor) % config.head_dim):
         shape = tuple(tensor.shape)
         raise UserError(f"{path} was made for another model: {layer} is {shape}, a head {config.head_dim}")
     return _turned(layer, tensor, config, pairs_to_halves)
 
 
 def _turned(layer: str, tensor: Tensor, config: ModelConfig, order) -> Tensor:
-    """Rows of query and key projections, and values of their biases, in the other order."""
-    if not layer.endswith((".q_proj", ".k_proj")):
-        return tensor
-    return order(tensor, config.head_dim)
+    """Rows of query and key projections, and values of their biases and norms, in the other order."""
+    return order(tensor, config.head_dim) if is_turned(layer) else tensor
 
 
 def _is_embedding(layer: str) -> bool:
     return layer.endswith(("embed_tokens", _ROLES))
 
 
-def _from_meta(layer: str, path: Path) -> str:
-    ours = from_meta(f"{layer}.weight")
+def _from_meta(layer: str, config: ModelConfig, path: Path) -> str:
+    ours = from_meta(f"{layer}.weight", block=block_of(config))
     if ours is None:
         raise UserError(f"{path} holds {layer}, which is no part of a Llama")
     return ours.removesuffix(".weight")
 
 
-def _to_meta(layer: str) -> str:
-    theirs = to_meta(f"{layer}.weight")
+def _to_meta(layer: str, config: ModelConfig) -> str:
+    theirs = to_meta(f"{layer}.weight", block=block_of(config))
     assert theirs is not None, f"{layer} has no name of Meta's"
     return theirs.removesuffix(".weight")

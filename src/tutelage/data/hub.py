@@ -16,8 +16,8 @@ from tutelage.errors import UserError
 
 CONVERTED = "refs/convert/parquet"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_OTHER_WEIGHTS = ("*/*", "*.h5", "*.msgpack", "*.onnx", "*.tflite", "*.ot", "*.ckpt", "consolidated*")
-_PICKLED_WEIGHTS = ("*.bin", "*.pth", "*.pt")
+_OTHER_WEIGHTS = ("*/*", "*.h5", "*.msgpack", "*.onnx", "*.tflite", "*.ot", "*.ckpt")
+_PICKLED_WEIGHTS = ("*.bin", "*.pth", "*.pt", "consolidated*")
 
 
 @dataclass(frozen=True, slots=True)

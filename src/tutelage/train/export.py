@@ -80,8 +80,12 @@ def export(
     weights = whole({**dict(model.named_parameters()), **trained})
 
     def write_and_compare() -> Gate:
+        _check_weights(weights, directory)
         save_model(weights, config, directory, dtype=dtype)
-        reloaded = load_model(directory, dtype=dtype, device=live.logits[0].device)
+        try:
+            reloaded = load_model(directory, dtype=dtype, device=live.logits[0].device)
+        except UserError:  # of files that we wrote: ours, and no user's
+            return Gate(math.nan, False, 0, given=given_by(config))
         reloaded.attention_impl = model.attention_impl
         return _compare(live, _answers(reloaded, probes, new_tokens, stop), given_by(config))
 
@@ -163,6 +167,16 @@ def _check_finite(live: _Answers, directory: Path, given: str) -> None:
             f"the trained model gives {given} that are no numbers, so {directory} was not written; "
             "lower --lr or raise --warmup_steps and start anew with --overwrite"
         )
+
+
+def _check_weights(weights: Mapping[str, Tensor], directory: Path) -> None:
+    """Also those that no probe asks for, the embedding of a rare token say."""
+    for name, value in weights.items():
+        if not all(bound.isfinite() for bound in value.aminmax()):
+            raise UserError(
+                f"the trained {name} has values that are no numbers, so {directory} was not written; "
+                "lower --lr or raise --warmup_steps and start anew with --overwrite"
+            )
 
 
 def _like(model: Transformer, other: Transformer) -> Transformer:

@@ -177,6 +177,8 @@ BAD_LINES = {
         json.dumps({"messages": [QUESTION, {"role": "assistant", "content": "abc " * 200}]}),
         " tokens, and the model's context holds 256",
     ),
+    "tools": (json.dumps(messages(1) | {"tools": [{}]}), ":1: the conversation lists tools, for which "),
+    "tools of a pair": (json.dumps(pair(0) | {"tools": [{}]}), ":1: the conversation lists tools, for wh"),
     "deep": ("[" * 100_000, ":1: not JSON: "),
 }
 

@@ -22,7 +22,7 @@ ASKED = [
     {"role": "assistant", "content": "22 degrees."},
 ]
 KNOW = ["llama3.1_instruct", "llama3.2_instruct", "mistral_instruct", "mistral_tekken", "mistral_v7"]
-KNOW += ["qwen2.5_instruct", "qwen3", "qwen3_no_thinking"]
+KNOW += ["qwen2.5_instruct", "qwen3", "qwen3_instruct_2507", "qwen3_no_thinking"]
 
 
 @pytest.mark.parametrize("name", built_in_names())

@@ -5,6 +5,7 @@ Texts are compared, not sources: the same template has been published in many sp
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from tutelage.text.messages import with_tools
 from tutelage.text.sandbox import Probe, render_jinja
 from tutelage.text.tokenizer import Tokenizer
 
@@ -16,6 +17,7 @@ _USER = {"role": "user", "content": "  Who are you?\n"}
 _REPLY = {"role": "assistant", "content": "\n A model. "}
 _AGAIN = {"role": "user", "content": "Zażółć\n\ngęślą?"}
 _NOTHING = {"role": "system", "content": ""}
+_TOOL = {"name": "pogoda", "description": "Będzie <ciepło>?", "parameters": {"type": "object"}}
 _PROBES = [
     Probe([_USER], reply=True),  # shows a default system text
     Probe([_SYSTEM, _USER], reply=True),
@@ -25,14 +27,43 @@ _PROBES = [
     Probe([_SYSTEM, _USER, _REPLY], reply=False),
     Probe([_NOTHING, _USER], reply=True),
 ]
+_WITH_TOOLS = Probe([_USER], reply=True, tools=[{"type": "function", "function": _TOOL}])
 
 
 def first_that_writes(
     source: str, templates: Iterable["Template"], tokenizer: Tokenizer
 ) -> "Template | None":
-    """The first of the templates that writes what the Jinja template `source` writes."""
-    texts = render_jinja(source, _PROBES, tokenizer)
-    return next((template for template in templates if _writes(template, texts, tokenizer)), None)
+    """The first of the templates that writes what the Jinja template `source` writes.
+
+    The best tells of tools as it does; after it come those that refuse tools, and last those that tell of
+    them where it says nothing."""
+    *texts, told = render_jinja(source, [*_PROBES, _WITH_TOOLS], tokenizer)
+    found = [template for template in templates if _writes(template, texts, tokenizer)]
+    silent = told in (None, texts[0])
+    for wanted in (
+        lambda template: _tells(template, told, tokenizer) or (silent and template.file.tools is None),
+        lambda template: template.file.tools is None,
+        lambda template: silent,
+    ):
+        if best := next(filter(wanted, found), None):
+            return best
+    return None
+
+
+def writes_always(source: str, template: "Template", tokenizer: Tokenizer) -> bool:
+    """Whether the Jinja template `source` writes every conversation that the template does as it does."""
+    if first_that_writes(source, [template], tokenizer) is None:
+        return False
+    (told,) = render_jinja(source, [_WITH_TOOLS], tokenizer)
+    return template.file.tools is None or _tells(template, told, tokenizer)
+
+
+def _tells(template: "Template", told: str | None, tokenizer: Tokenizer) -> bool:
+    """Whether a template has a form for tools, and it is that of a text in which a model is told of them."""
+    if template.file.tools is None:
+        return False
+    pieces = template.render(with_tools(_WITH_TOOLS.messages, _WITH_TOOLS.tools), reply=True).pieces
+    return told == "".join(piece.text for piece in template.named(pieces, tokenizer))
 
 
 def _writes(template: "Template", texts: list[str | None], tokenizer: Tokenizer) -> bool:

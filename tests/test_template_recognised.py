@@ -26,6 +26,9 @@ OWN = {
     "mistral_instruct": ("mistral_v3", mistral_template),
 }
 
+# These ask for a reply behind one, or forget the system text there, so that a whole conversation is another.
+NOT_ALWAYS = ["llama3_instruct, always asking for a reply", "mistral_instruct"]
+
 
 def with_template(source: str, jinja: str | None) -> Tokenizer:
     """The tokenizer with another chat template, sharing all that takes time to build."""
@@ -39,7 +42,8 @@ def test_a_models_own_template_is_recognised(case):
     source, jinja = OWN[case]
     template = Template.recognise(with_template(source, jinja()))
     assert template.name == case.split(",")[0]
-    assert template.export_jinja(with_template(source, jinja())) == jinja()
+    exported = template.export_jinja(with_template(source, jinja()))
+    assert exported == (template.jinja if case in NOT_ALWAYS else jinja())
 
 
 @pytest.mark.parametrize("case", OFFICIAL)

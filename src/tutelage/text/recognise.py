@@ -52,9 +52,12 @@ def first_that_writes(
 
 def writes_always(source: str, template: "Template", tokenizer: Tokenizer) -> bool:
     """Whether the Jinja template `source` writes every conversation that the template does as it does."""
-    if first_that_writes(source, [template], tokenizer) is None:
+    *texts, told = render_jinja(source, [*_PROBES, _WITH_TOOLS], tokenizer)
+    if not all(
+        _same(template, probe, text, texts, tokenizer, exactly=True)
+        for probe, text in zip(_PROBES, texts, strict=True)
+    ):
         return False
-    (told,) = render_jinja(source, [_WITH_TOOLS], tokenizer)
     return template.file.tools is None or _tells(template, told, tokenizer)
 
 
@@ -68,20 +71,26 @@ def _tells(template: "Template", told: str | None, tokenizer: Tokenizer) -> bool
 
 def _writes(template: "Template", texts: list[str | None], tokenizer: Tokenizer) -> bool:
     return all(
-        _same(template, probe, text, texts, tokenizer)
+        _same(template, probe, text, texts, tokenizer, exactly=False)
         for probe, text in zip(_PROBES, texts, strict=True)
         if not _dropped(template, probe)
     )
 
 
 def _same(
-    template: "Template", probe: Probe, text: str | None, texts: list[str | None], tokenizer: Tokenizer
+    template: "Template",
+    probe: Probe,
+    text: str | None,
+    texts: list[str | None],
+    tokenizer: Tokenizer,
+    *,
+    exactly: bool,
 ) -> bool:
     if template.fault(probe.messages, answered=False):  # no form for a system message, say
         return text is None or text == _without_system(probe, texts)
-    # some older templates always end by asking for a reply
-    asking = [*template.render(probe.messages).pieces, *template.file.reply]
-    written = (template.render(probe.messages, reply=probe.reply).pieces, asking)
+    written = [template.render(probe.messages, reply=probe.reply).pieces]
+    if not exactly:  # some older templates always end by asking for a reply
+        written.append([*template.render(probe.messages).pieces, *template.file.reply])
     return text in ["".join(p.text for p in template.named(pieces, tokenizer)) for pieces in written]
 
 

@@ -170,6 +170,7 @@ def test_prompts_that_cannot_be_used_are_told_with_their_line(capsys, monkeypatc
     lines = [
         '{"prompt": 3}',
         "{",
+        '{"prompt": "hi", "tools": [{"name": "weather"}]}',
         '{"text": "x"}',
         "[]",
         '{"messages": []}',
@@ -179,15 +180,16 @@ def test_prompts_that_cannot_be_used_are_told_with_their_line(capsys, monkeypatc
     source.write_text("\n".join(lines))
     code, out, err = tell(capsys, monkeypatch, ["generate", str(model_directory), "--input", str(source)])
     assert (code, out) == (2, "")
-    assert err.splitlines()[0] == "error: 7 prompts cannot be used"
+    assert err.splitlines()[0] == "error: 8 prompts cannot be used"
     assert err.splitlines()[1:] == [
         f"{source}:1: prompt is not a string",
         f"{source}:2: not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
-        f'{source}:3: not an object with either "prompt" or "messages"',
+        f"{source}:3: the conversation lists tools, for which template chatml has no form",
         f'{source}:4: not an object with either "prompt" or "messages"',
-        f"{source}:5: messages is empty",
-        f"{source}:6: message 1 has no content",
-        f"{source}:7: 619 tokens, and the model's context holds 512, the answer included",
+        f'{source}:5: not an object with either "prompt" or "messages"',
+        f"{source}:6: messages is empty",
+        f"{source}:7: message 1 has no content",
+        f"{source}:8: 619 tokens, and the model's context holds 512, the answer included",
     ]
 
 

@@ -210,7 +210,9 @@ def _fault(record: Any, config: GenerateConfig, template: Template | None) -> st
     if not isinstance(record, dict) or ("prompt" in record) == ("messages" in record):
         return 'not an object with either "prompt" or "messages"'
     if "prompt" in record:
-        return None if isinstance(record["prompt"], str) else "prompt is not a string"
+        if not isinstance(record["prompt"], str):
+            return "prompt is not a string"
+        return template.fault(_messages(record, config), answered=False) if template else None
     from tutelage.text.messages import with_tools
 
     if template is None:

@@ -12,13 +12,15 @@ import torch
 from hostile import damaged, refusal, survives
 from tiny_shards import shards
 from tiny_tokenizer import tiny_tokenizer
-from tutelage.data.storyteller import items_of
 
 from tutelage.data.dataset import encode_paths
+from tutelage.data.faults import Faults
 from tutelage.data.inert_pickle import read_pickle
 from tutelage.data.legacy import conversations, parts_of, token_records
-from tutelage.data.read import Faults, parse_sources, scan
+from tutelage.data.read import scan
 from tutelage.data.shards import TokenShards
+from tutelage.data.sources import parse_sources
+from tutelage.data.stories.storyteller import items_of
 from tutelage.report.metrics import MetricsFile
 from tutelage.text.template import Template
 from tutelage.train.saver import Saver, check_fits, complete

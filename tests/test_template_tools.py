@@ -5,7 +5,8 @@ import json
 import pytest
 from conversations import CHAT, TOOLS, say
 
-from tutelage.data.read import load_rows, parse_sources, scan
+from tutelage.data.read import load_rows, scan
+from tutelage.data.sources import parse_sources
 from tutelage.text.messages import message_faults, plain_messages, with_tools
 from tutelage.text.template import Template
 from tutelage.text.template_file import built_in_names

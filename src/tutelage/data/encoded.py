@@ -19,7 +19,7 @@ import numpy as np
 from tutelage.data.cache import Shard, open_shard, write_shard
 from tutelage.data.comparison import MOST_ANSWERS, UNKNOWN
 from tutelage.data.encode import Chunk
-from tutelage.data.read import Faults
+from tutelage.data.faults import Faults
 from tutelage.errors import UserError
 from tutelage.text.roles import ROLE_IDS
 

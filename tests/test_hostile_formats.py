@@ -250,9 +250,9 @@ def written(kind, tmp_path, model, gguf_file):
     if kind == "gguf":
         path.write_bytes(gguf_file.read_bytes())
     elif kind == "bin":
-        write_llama2c(model.state_dict(), SHAPE, path)
+        write_llama2c(Held(model.state_dict()), SHAPE, path)
     else:
-        write_instructllama(model.state_dict(), SHAPE, path)
+        write_instructllama(Held(model.state_dict()), SHAPE, path, dtype=torch.float32)
     return path
 
 

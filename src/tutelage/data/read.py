@@ -227,6 +227,8 @@ def _other_shape(source: Source, record: dict[str, Any]) -> str:
         return f"; its shape is {found[0]}, that of {first} is {had}: keep them in two files"
     if source.first:
         return ""
+    if source.kind == "jsonl" and record.get("prompt") is not None:
+        return "; a prompt that nothing answers has nothing to learn from"
     return "; other names for its keys are given by --data_fields, like question=instruction"
 
 

@@ -245,7 +245,8 @@ def test_piqa_and_ultrafeedback_are_built(tmp_path, capsys):
         (["--input", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["--input", "some/where"], "some/where looks like a data set of the hub, which needs a split"),
         (["--input", "{}"], "holds no file that ends in .jsonl, .ndjson, .json, .parquet, .csv, .tsv"),
-        (["--input", "{}/a.csv"], "a.csv cannot be read: give a file that ends in"),
+        (["--input", "{}/a.txt"], "a.txt cannot be read: a builder reads jsonl, json, parquet, csv by"),
+        (["--input", "{}/many"], "many has files of the splits test, train; choose with --input_splits"),
         (
             ["--input", "a.jsonl", "--val_percent", "100"],
             "val_percent is 100, must be 0 or more and below 100",

@@ -129,3 +129,21 @@ def test_the_record_of_an_import_says_where_it_came_from(made, tmp_path):
         "tokens": 3,
         "least_vocabulary": 4,
     }
+
+
+def test_imported_tokens_are_shown_and_what_is_for_text_alone_refuses_them(made, tmp_path):
+    tokens = imported(tmp_path / "in", [{"prompt_tokens": [1, 2, 3], "completion_tokens": [4, 5]}] * 8)
+    words = made.sft(tmp_path / "out", "--dry_run", train_data_paths=tokens)
+    for flag, value in (("splits", "train"), ("shapes", "alpaca")):
+        told = refused(run(*words, f"--train_data_{flag}", value))
+        assert f"--train_data_{flag} is for records, and {tokens[8:]} holds tokens" in told
+    assert "--data_fields is for records" in refused(run(*words, "--data_fields", "a=b"))
+    shown = done(["data", "show", "--train_data_paths", tokens, "--ckpt_paths", made.model])
+    assert "8 rows, 40 tokens" in shown.out and "0-1" in shown.out
+    ranked = imported(tmp_path / "ranked", [{"tokens": [[1, 2, 3], [1, 2, 4]]}] * 2)
+    done(["data", "show", "--train_data_paths", ranked, "--ckpt_paths", made.model])
+    for path in (tokens, tokens[8:], "shards:anywhere"):
+        told = refused(run("data", "stats", "--train_data_paths", path))
+        assert told.startswith(f"{path} holds tokens, and text or records are read here")
+    told = refused(run("data", "build", "dolly", "--input", tokens, "--output_dir", tmp_path / "out"))
+    assert "holds tokens" in told

@@ -3,8 +3,10 @@
 import json
 
 import datasets
+import huggingface_hub
 import pytest
 
+from tutelage.checkpoint.hub import local_path
 from tutelage.data.paths import find_data
 from tutelage.data.read import scan
 from tutelage.data.sources import parse_sources
@@ -75,6 +77,22 @@ def test_a_folder_that_is_no_data_set_and_a_hub_out_of_reach_are_refused(tmp_pat
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="^nobody/nothing, split train, cannot be had from the hub: "):
         files(["nobody/nothing"], ["train"], tmp_path)
+
+
+def test_a_connection_that_breaks_off_is_told_in_words(tmp_path, monkeypatch):
+    """The errors of the library that huggingface_hub asks with, which are no OSError."""
+
+    assert not issubclass(huggingface_hub.errors.HTTPError, OSError)
+
+    def breaks(*_, **__):
+        raise huggingface_hub.errors.HTTPError("the peer closed the connection")
+
+    monkeypatch.setattr(datasets, "load_dataset", breaks)
+    with pytest.raises(UserError, match="org/name, split train, cannot be had from the hub: "):
+        files(["org/name"], ["train"], tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", breaks)
+    with pytest.raises(UserError, match="org/name is no folder here and could not be downloaded"):
+        local_path("org/name")
 
 
 def test_a_configuration_of_a_data_set_follows_a_colon(tmp_path, monkeypatch):

@@ -104,6 +104,11 @@ def encoded_directories(paths: Sequence[str | Path]) -> list[Path]:
     return found
 
 
+def holds_answers(directory: Path) -> bool:
+    """Whether its documents are answers to compare."""
+    return _facts(directory)["kind"] == "ranked"
+
+
 def open_encoded(directory: Path, tokenizer: Tokenizer, *, ranked: bool) -> Shard:
     """The documents of a directory; refuses those of another kind, or that need a larger vocabulary."""
     facts = _facts(directory)

@@ -108,6 +108,11 @@ def files_of(
     """The files that a path names: itself, those of a folder or those that a pattern fits, in order.
 
     Of a folder only those are taken that are read in one of `forms`."""
+    if given.startswith(("encoded:", "shards:")) or (Path(given) / "encoded.json").is_file():
+        raise UserError(
+            f"{given} holds tokens, and text or records are read here; encoded: is for sft, dpo, simpo, "
+            "reward and data show, shards: for pretrain"
+        )
     form, colon, rest = given.partition(":")
     if not colon or form not in FORMS:
         form, rest = "", given

@@ -62,6 +62,9 @@ def _saved(directory: Path) -> Any:
 
 def _from_hub(name: str, split: str, flag: str) -> Any:
     from datasets import load_dataset
+    from huggingface_hub.errors import (
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]  of the library that it asks with
+    )
 
     if split == NO_SPLIT:
         raise UserError(
@@ -71,5 +74,5 @@ def _from_hub(name: str, split: str, flag: str) -> Any:
     assert found
     try:
         return load_dataset(found[1], found[2], split=split)
-    except (OSError, ValueError) as error:  # not found, out of reach, no such config or split
+    except (HTTPError, OSError, ValueError) as error:  # not found, out of reach, no such config or split
         raise UserError(f"{name}, split {split}, cannot be had from the hub: {error}") from error

@@ -6,7 +6,6 @@ import datasets
 import huggingface_hub
 import pytest
 
-from tutelage.checkpoint.hub import local_path
 from tutelage.data.paths import find_data
 from tutelage.data.read import scan
 from tutelage.data.sources import parse_sources
@@ -90,9 +89,6 @@ def test_a_connection_that_breaks_off_is_told_in_words(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", breaks)
     with pytest.raises(UserError, match="org/name, split train, cannot be had from the hub: "):
         files(["org/name"], ["train"], tmp_path)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", breaks)
-    with pytest.raises(UserError, match="org/name is no folder here and could not be downloaded"):
-        local_path("org/name")
 
 
 def test_a_configuration_of_a_data_set_follows_a_colon(tmp_path, monkeypatch):

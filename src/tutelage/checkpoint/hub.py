@@ -34,12 +34,7 @@ def config_path(name: str) -> Path:
 
 def _download(name: str, wanted: list[str] = _WANTED) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        HTTPError,  # pyright: ignore[reportPrivateImportUsage]  of the library that it asks with
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=_UNWANTED))
@@ -49,12 +44,12 @@ def _download(name: str, wanted: list[str] = _WANTED) -> Path:
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(f"{name} is neither a folder here nor a model on the hub") from error
-    except (HTTPError, OSError) as error:  # a connection that breaks off is no OSError
+    except OSError as error:  # the hub's own errors and those of the connection are both of this kind
         raise UserError(
             f"{name} is no folder here and could not be downloaded from the hub; "
             f"check the connection (and HF_HUB_OFFLINE), or give a local directory. {_first_line(error)}"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: OSError) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

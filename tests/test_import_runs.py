@@ -40,10 +40,10 @@ def learned_part(sample):
     return sample.tokens[: int(np.flatnonzero(sample.weights)[-1]) + 1].tolist()
 
 
-def imported(place, records):
+def imported(place, records, *words):
     place.mkdir()
     (place / "train.pkl").write_bytes(pickle.dumps(records))
-    ended = run("data", "import", place, "--allow_pickle", "--output_dir", place / "out")
+    ended = run("data", "import", place, "--allow_pickle", "--output_dir", place / "out", *words)
     assert ended.code == 0, ended.err
     return ended.out.strip()
 
@@ -129,6 +129,28 @@ def test_the_record_of_an_import_says_where_it_came_from(made, tmp_path):
         "tokens": 3,
         "least_vocabulary": 4,
     }
+
+
+def test_prompts_with_a_weight_of_their_own_are_learned_from(made, tmp_path):
+    """As InstructLLaMA trained; conversations in which every token is learned are refused as a mistake."""
+    records = [{"prompt_tokens": [1, 2, 3], "completion_tokens": [4, 5]}] * 8
+    tokens = imported(tmp_path / "in", records, "--prompt_weight", 0.01)
+    done(made.sft(tmp_path / "out", train_data_paths=tokens, train_steps=2))
+    tokens = imported(tmp_path / "bare", records)
+    done(made.sft(tmp_path / "other", train_data_paths=tokens, train_steps=2))
+    ours, theirs = (metrics(tmp_path / name)[0]["loss"] for name in ("out", "other"))
+    assert ours != theirs
+
+
+def test_universal_llm_trainers_conversations_are_trained_on(made, tmp_path):
+    record = {"input": ["Be kind"], "instruction": ["hi", "more"], "output": ["yes", "no"]}
+    path = tmp_path / "alpaca.pkl"
+    path.write_bytes(pickle.dumps({"alpaca": {"train": [record] * 8, "val": [record]}}))
+    ended = done(["data", "import", path, "--allow_pickle", "--output_dir", tmp_path / "out"])
+    train, val = ended.out.split()
+    words = made.sft(tmp_path / "run", "--val_data_paths", val, train_data_paths=train, train_steps=2)
+    words[words.index("--max_seq_len") + 1] = 128
+    done(words)
 
 
 def test_imported_tokens_are_shown_and_what_is_for_text_alone_refuses_them(made, tmp_path):

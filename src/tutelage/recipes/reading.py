@@ -58,7 +58,7 @@ def encoded(
         too_long=too_long,
         max_cut_percent=config.max_cut_percent,
         skip_bad_rows=config.skip_bad_rows,
-        allow_unmasked=allow_unmasked,
+        allow_unmasked=allow_unmasked or bool(directories),  # whose weights no template can have got wrong
         workers=config.num_data_workers,
         cache_dir=config.cache_dir,
         log=say,

@@ -61,6 +61,8 @@ PICKLES = {
     "a million lists": b"\x80\x04" + b"]" * 1_100_000 + b".",
     "a million objects": b"\x80\x04" + b"}" * 1_100_000 + b".",
     "marks in marks": b"(" * 100_000 + b".",
+    "tuples in tuples, 65 deep": b"(" * 65 + b"t" * 65 + b".",
+    "a value from below a mark": b"K\x01(0t.",
     "more marks taken than made": b"\x80\x04ttt.",
     "an item for what is no list": b"\x80\x04K\x01K\x02a.",
     "a key that is a number": b"\x80\x04}K\x01K\x02s.",

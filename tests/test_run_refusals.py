@@ -55,6 +55,13 @@ BROKEN_MODELS = {
         lambda base: (base / "tokenizer.json").write_text(bigger(base / "tokenizer.json")),
         "its tokenizer has 260 tokens, the model embeds 259; they do not belong together",
     ),
+    "more named than embedded": (
+        lambda base: (base / "special_tokens_map.json").write_text(
+            '{"mask_token": "[M]", "cls_token": "[C]"}'
+        ),
+        "its tokenizer has 261 tokens, the model embeds 259; they do not belong together, or its settings "
+        "name control tokens that it never had: take [C], [M] out of them",
+    ),
     "no tokenizer": (lambda base: (base / "tokenizer.json").unlink(), "has no tokenizer.json"),
     "no template": (
         lambda base: (base / "tokenizer_config.json").write_text("{}"),

@@ -26,6 +26,9 @@ OWN = {
     "mistral_instruct": ("mistral_v3", mistral_template),
 }
 
+# These ask for a reply behind one, or forget the system text there, so that a whole conversation is another.
+NOT_ALWAYS = ["llama3_instruct, always asking for a reply", "mistral_instruct"]
+
 
 def with_template(source: str, jinja: str | None) -> Tokenizer:
     """The tokenizer with another chat template, sharing all that takes time to build."""
@@ -39,7 +42,8 @@ def test_a_models_own_template_is_recognised(case):
     source, jinja = OWN[case]
     template = Template.recognise(with_template(source, jinja()))
     assert template.name == case.split(",")[0]
-    assert template.export_jinja(with_template(source, jinja())) == jinja()
+    exported = template.export_jinja(with_template(source, jinja()))
+    assert exported == (template.jinja if case in NOT_ALWAYS else jinja())
 
 
 @pytest.mark.parametrize("case", OFFICIAL)
@@ -54,6 +58,32 @@ def test_every_official_template_is_recognised(case):
 @pytest.mark.parametrize("name", SOURCE_OF)
 def test_our_own_jinja_is_recognised(name):
     assert Template.recognise(with_template(SOURCE_OF[name], Template.load(name).jinja)).name == name
+
+
+def with_tools_in(jinja: str, wording: str) -> str:
+    return "{% if tools %}{{ '" + wording + "' ~ (tools | tojson) }}{% endif %}" + jinja
+
+
+def test_a_built_in_that_refuses_tools_comes_before_one_that_tells_of_them_otherwise():
+    """Conversations without tools are then written as ever, and those with some are not written wrongly."""
+    source = with_template("qwen", with_tools_in(chatml_template(), "You have: "))
+    template = Template.recognise(source)
+    assert template.name == "chatml" and template.export_jinja(source) == source.chat_template
+
+
+def test_a_built_in_that_tells_of_tools_otherwise_is_not_taken():
+    source = with_template("qwen", with_tools_in(trl_template("qwen2_5"), "Call these: "))
+    with pytest.raises(UserError, match="none of the built-in ones"):
+        Template.recognise(source)
+    template = Template.load("qwen2.5")
+    assert template.export_jinja(source) == template.jinja
+
+
+def test_a_model_that_is_told_nothing_of_tools_does_not_carry_its_own_jinja():
+    """It would forget the tools that the built-in has trained it with."""
+    source = with_template("qwen", "{% set tools = none %}" + trl_template("qwen2_5"))
+    template = Template.recognise(source)
+    assert template.name == "qwen2.5_instruct" and template.export_jinja(source) == template.jinja
 
 
 def test_another_template_is_exported_in_our_own_jinja():

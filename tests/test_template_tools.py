@@ -4,7 +4,10 @@ import json
 
 import pytest
 from conversations import CHAT, TOOLS, say
+from tiny_runs import run
 
+from tutelage.data.comparison import comparison_fault
+from tutelage.data.paths import find_data
 from tutelage.data.read import load_rows, scan
 from tutelage.data.sources import parse_sources
 from tutelage.text.messages import message_faults, plain_messages, with_tools
@@ -19,7 +22,7 @@ ASKED = [
     {"role": "assistant", "content": "22 degrees."},
 ]
 KNOW = ["llama3.1_instruct", "llama3.2_instruct", "mistral_instruct", "mistral_tekken", "mistral_v7"]
-KNOW += ["qwen2.5_instruct", "qwen3", "qwen3_no_thinking"]
+KNOW += ["qwen2.5_instruct", "qwen3", "qwen3_instruct_2507", "qwen3_no_thinking"]
 
 
 @pytest.mark.parametrize("name", built_in_names())
@@ -127,6 +130,40 @@ def test_a_records_tools_ride_on_its_first_message(tmp_path):
     (source,) = parse_sources([path])
     first, second = load_rows(source, scan(source).offsets)
     assert first == [{**CHAT[0], "tools": TOOLS}, *CHAT[1:]] == with_tools(CHAT, TOOLS) and second == CHAT
+
+
+ASK, ANSWERS = say("user: Weather?"), [say("assistant: Sunny."), say("assistant: No idea.")]
+TOLD = [  # records that list tools; whether they compare
+    ({"prompt": "Weather?", "chosen": "Sunny.", "rejected": "No idea."}, True),
+    ({"chosen": [*ASK, *ANSWERS[0]], "rejected": [*ASK, *ANSWERS[1]]}, True),
+    ({"prompt": ASK, "answers": ["Sunny.", "No idea.", "?"], "scores": [2, 1, 0]}, True),
+    ({"prompt": "Weather?", "completion": "Sunny.", "label": True}, True),
+    ({"prompt": "Weather?", "completion": "Sunny."}, False),
+    ({"conversations": [{"from": "human", "value": "Weather?"}, {"from": "gpt", "value": "Sunny."}]}, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize(("record", "compares"), TOLD)
+def test_records_of_every_shape_tell_the_model_its_tools(record, compares, as_text, tmp_path):
+    """Converted too; tables have lists of tools as JSON text."""
+    path, out = tmp_path / "a.jsonl", tmp_path / "out.jsonl"
+    path.write_text(json.dumps(record | {"tools": json.dumps(TOOLS) if as_text else TOOLS}) + "\n")
+    (source,) = parse_sources(find_data([f"jsonl:{path}"], [], log=print, flag=""), ranked=compares)
+    rows = scan(source)
+    assert rows.faults.named == []
+    (row,) = load_rows(source, rows.offsets)
+    messages = [*row.prompt, *row.answers[0]] if compares else row
+    assert messages == with_tools([*ASK, *ANSWERS[0]], TOOLS)
+    run("data", "convert", f"jsonl:{path}", "--output", out)
+    made = json.loads(out.read_text())
+    assert made["tools"] == TOOLS and "tools" not in (made.get("prompt") or made["messages"])[0]
+
+
+def test_tools_that_are_no_list_are_refused():
+    for compared in ({"chosen": "a", "rejected": "b"}, {"answers": ["a", "b"]}):
+        fault = comparison_fault({"prompt": "q", **compared, "tools": "weather"})
+        assert fault == "message 1 has tools that are a string, not a list"
 
 
 def test_qwen3_loses_the_reasoning_of_replies_before_the_last_question():

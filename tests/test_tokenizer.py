@@ -168,8 +168,8 @@ def test_control_tokens_that_only_the_settings_name_are_control_tokens(tmp_path)
         "added_tokens_decoder": {"6": {"content": "[G]", "special": True}},
     }
     tokenizer = tiny(tmp_path, settings=settings)
-    assert tokenizer.control == {"[E]": 0, "▁": 3, "[F]": 5, "[G]": 6}
-    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.size) == (None, 0, 3, 7)
+    assert tokenizer.control == {"[E]": 0, "▁": 3, "[F]": 5, "[G]": 6, "[none such]": 7}
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.size) == (7, 0, 3, 8)
     assert tokenizer.encode_marked([[control("[G]"), control("▁")]])[0].tokens == [6, 3]
 
 

@@ -57,6 +57,28 @@ def test_transformers_reads_a_pair_of_files_alike(reader, added, tmp_path):
         assert ours.encode(text) == saved.encode(text, add_special_tokens=False) == wanted
 
 
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("reader", ["GPT2Tokenizer", "Qwen2Tokenizer"])
+def test_settings_that_a_class_heeds_are_heeded(reader, saved, tmp_path):
+    """A space before a text; named tokens that no file numbers after all others, in transformers' order."""
+    from transformers import AutoTokenizer
+
+    write_pair(tmp_path)
+    settings = {"tokenizer_class": reader, "bos_token": "<|b|>", "eos_token": "<|endoftext|>"}
+    if saved:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        load_tokenizer(tmp_path).save(tmp_path)
+    settings |= {"add_prefix_space": True, "pad_token": "[PAD]", "additional_special_tokens": ["<z>", "<y>"]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert (ours.bos, ours.eos, ours.pad, ours.size) == (
+        *(theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id), len(theirs)
+    )  # fmt: skip
+    assert [ours.control[name] for name in ("<z>", "<y>")] == theirs.convert_tokens_to_ids(["<z>", "<y>"])
+    for text in ["hello hell", " hello", "\nhell,o", ""]:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+
+
 def test_the_names_of_openai_are_read_too(tmp_path):
     write_pair(tmp_path, names=("encoder.json", "vocab.bpe"))
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')

@@ -110,12 +110,12 @@ def test_where_transformers_departs_from_the_file_we_do_not(texts):
 
 
 def _first_mistral() -> Path:
-    import materials
+    import packages
 
     name = "tokenizer.model.v1"
     inside = f"mistral_common/data/{name}"
     return (
-        materials._unpacked(name, lambda to: materials._from_wheel("mistral-common", "1.13.1", [inside], to))
+        packages.unpacked(name, lambda to: packages.from_wheel("mistral-common", "1.13.1", [inside], to))
         / name
     )
 

@@ -5,18 +5,19 @@ Known shapes, each a JSON object (a prompt is a text, which the user says, or a 
     {"chosen", "rejected"}: two whole conversations that begin alike, optionally "margin"
     {"prompt", "answers"}: texts from best to worst, optionally "scores", highest first
     {"prompt", "completion", "label"}: one answer, liked (true) or not
+A record of any shape may list "tools".
 Those of other programs are in `compared_shapes`.
 """
 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tutelage.data.compared_shapes import in_our_shape
 from tutelage.data.shapes import Unfit
-from tutelage.text.messages import kind_of, message_faults
+from tutelage.text.messages import kind_of, message_faults, with_tools
 
 Messages = list[dict[str, str]]
 UNKNOWN = math.nan  # the score of an answer of which only the place is known
@@ -68,6 +69,12 @@ def read_comparison(record: dict[str, Any]) -> Comparison:
 
 def _read(record: dict[str, Any]) -> Comparison:
     """The comparison in a record of our shapes that has no fault, or one of its messages."""
+    made = _compared(record)
+    return replace(made, prompt=with_tools(made.prompt, record.get("tools")))
+
+
+def _compared(record: dict[str, Any]) -> Comparison:
+    """`_read` without the tools."""
     if _is_labelled(record):
         prompt, answer = _messages(record["prompt"], "user"), _messages(record["completion"], "assistant")
         return Comparison(prompt, [answer], [0 if record["label"] else 1], [UNKNOWN])

@@ -212,8 +212,7 @@ def _spoken(source: Source, record: dict[str, Any]) -> Any:
     """The messages in a record; raises `Unfit`."""
     record = renamed(record, source.fields)
     read = prompt_of if source.kind == "prompt" else messages_of
-    messages = read(record, source.shape)
-    return with_tools(messages, record.get("tools")) if source.shape == "messages" else messages
+    return with_tools(read(record, source.shape), record.get("tools"))
 
 
 def _other_shape(source: Source, record: dict[str, Any]) -> str:

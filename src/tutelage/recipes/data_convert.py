@@ -107,9 +107,13 @@ def _sources(config: DataConvertConfig, found: list[DataPath]) -> list[Source]:
 
 
 def _canonical(row: Any, kind: str) -> dict[str, Any]:
-    if kind == "ranked":
-        return _compared(row)
-    return {{"jsonl": "messages", "prompt": "prompt", "text": "text"}[kind]: row}
+    key = {"jsonl": "messages", "prompt": "prompt", "text": "text", "ranked": "prompt"}[kind]
+    record = _compared(row) if kind == "ranked" else {key: row}
+    if kind != "text" and "tools" in record[key][0]:  # where others look for them: beside the messages
+        (first, *rest), tools = record[key], record[key][0]["tools"]
+        apart = {name: value for name, value in first.items() if name != "tools"}
+        record = {**record, key: [apart, *rest], "tools": tools}
+    return record
 
 
 def _compared(row: Comparison) -> dict[str, Any]:

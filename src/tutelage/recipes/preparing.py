@@ -61,8 +61,18 @@ def check_model(model: Path, config: ModelConfig, tokenizer: Tokenizer, *, write
     if tokenizer.size > config.vocab_size:
         raise UserError(
             f"{model}: its tokenizer has {tokenizer.size} tokens, the model embeds {config.vocab_size}; "
-            "they do not belong together"
+            f"they do not belong together{_or_named(tokenizer, config.vocab_size)}"
         )
+
+
+def _or_named(tokenizer: Tokenizer, embedded: int) -> str:
+    """What else the reason may be where all that the model does not embed are control tokens."""
+    beyond = [name for name, token in tokenizer.control.items() if token >= embedded]
+    if len(beyond) < tokenizer.size - embedded:
+        return ""
+    return (
+        f", or its settings name control tokens that it never had: take {', '.join(beyond[:5])} out of them"
+    )
 
 
 def with_roles(base: ModelConfig, *, use: bool, init: str, frozen: bool = False) -> ModelConfig:

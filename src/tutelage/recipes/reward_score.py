@@ -22,7 +22,7 @@ import numpy as np
 from tutelage.errors import UserError
 from tutelage.recipes.inference import LoadedConfig, load_text, load_weights, open_output
 from tutelage.recipes.quantizing import quant_problems
-from tutelage.text.messages import has_half_character
+from tutelage.text.messages import has_half_character, with_tools
 
 if TYPE_CHECKING:
     from tutelage.data.comparison import Comparison, Messages
@@ -151,14 +151,15 @@ def _records(path: Path, template: Template, tokenizer: Tokenizer, context: int)
 
 def _record(number: int, raw: bytes, template: Template) -> _Record | tuple[int, str]:
     """What a line says, its texts not yet tokens; or its number and why it cannot be scored."""
+    from tutelage.data.compared_shapes import says_which_is_better
     from tutelage.data.comparison import comparison_fault, read_comparison
 
     try:
         line = json.loads(raw)
     except (ValueError, RecursionError) as error:
         return number, f"not JSON: {error}"
-    if isinstance(line, dict) and "messages" in line:
-        messages = line["messages"]
+    if isinstance(line, dict) and "messages" in line and not says_which_is_better(line):
+        messages = with_tools(line["messages"], line.get("tools"))
         fault = template.fault(messages)
         if fault is None and messages[-1]["role"] != "assistant":
             fault = f"the messages end with the {messages[-1]['role']}, and the assistant's words are judged"

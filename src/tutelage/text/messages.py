@@ -8,6 +8,7 @@ on its first message, under `tools`, so that a conversation stays a list of mess
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from tutelage.text.roles import MESSAGE_ROLES
@@ -35,7 +36,12 @@ def message_faults(messages: Any, *, answered: bool = True) -> str | None:
 
 
 def with_tools(messages: Any, tools: Any) -> Any:
-    """The messages of a record, with its list of tools, if any, on the first of them."""
+    """The messages of a record, with its list of tools, if any, on the first of them.
+
+    Tables, whose rows have all the same keys, hold such a list as JSON text."""
+    if isinstance(tools, str):
+        with suppress(ValueError, RecursionError):
+            tools = json.loads(tools)
     if not tools or not isinstance(messages, list) or not messages or not isinstance(messages[0], dict):
         return messages
     return [{**messages[0], "tools": tools}, *messages[1:]]

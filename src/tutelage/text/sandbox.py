@@ -25,6 +25,7 @@ class Probe:
 
     messages: list[dict[str, Any]]
     reply: bool
+    tools: list[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def render_jinja(source: str, probes: list[Probe], tokenizer: Tokenizer) -> list
     sandbox = sandbox_of(source, tokenizer)
     try:
         texts, _ = sandbox.render(
-            [Input(each.messages, [(len(each.messages), each.reply)]) for each in probes]
+            [Input(each.messages, [(len(each.messages), each.reply)], each.tools) for each in probes]
         )
     finally:
         sandbox.close()

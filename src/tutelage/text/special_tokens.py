@@ -11,10 +11,12 @@ LISTED = ("additional_special_tokens", "extra_special_tokens")
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
-    """tokenizer_config.json, with special_tokens_map.json and chat_template.jinja where these exist."""
+    """tokenizer_config.json, with special_tokens_map.json and chat_template.jinja where these exist.
+
+    The map goes before older settings, and after those that number their added tokens, as in transformers."""
     settings = _read_json(directory / "tokenizer_config.json")
-    for name, value in _read_json(directory / "special_tokens_map.json").items():
-        settings.setdefault(name, value)
+    named = _read_json(directory / "special_tokens_map.json")
+    settings = {**named, **settings} if "added_tokens_decoder" in settings else {**settings, **named}
     declared = settings.get("added_tokens_decoder", {})
     if not isinstance(declared, dict) or not all(map(_declares, declared.items())):
         raise UserError(
@@ -47,14 +49,21 @@ def added_beside(settings: dict[str, Any], directory: Path, *, normalized: bool 
 def complete(vocabulary: dict[str, Any], settings: dict[str, Any]) -> None:
     """Put into a parsed tokenizer.json the added tokens that only the settings declare, special as they say.
 
-    Transformers does the same on loading; without it ids would differ from its."""
+    Those that they name without a number come after all others. Transformers does the same on loading;
+    without it ids would differ from its."""
     added = {token["id"]: token for token in vocabulary.get("added_tokens", [])}
     for index, token in settings.get("added_tokens_decoder", {}).items():
         added.setdefault(int(index), {"id": int(index), **_FLAGS, **token})
     special, model = _special_names(settings), model_ids(vocabulary)
-    for content in special - {token["content"] for token in added.values()}:
-        if content in model:
-            added.setdefault(model[content], {"id": model[content], "content": content, **_FLAGS})
+    known, after = (
+        {token["content"] for token in added.values()},
+        1 + max([*added, *model.values()], default=-1),
+    )
+    for content in special:
+        if content not in known:
+            place = model.get(content, after)
+            added.setdefault(place, {"id": place, "content": content, **_FLAGS})
+            after += place == after
     for token in added.values():
         token["special"] = token["special"] or token["content"] in special
     vocabulary["added_tokens"] = [added[index] for index in sorted(added)]
@@ -117,12 +126,13 @@ def _declares(entry: tuple[str, Any]) -> bool:
     return index.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)
 
 
-def _special_names(settings: dict[str, Any]) -> set[str]:
+def _special_names(settings: dict[str, Any]) -> dict[str, None]:
+    """What the settings call special, each once, in the order in which transformers looks at them."""
     named = [settings.get(name) for name in NAMED]
     for key in LISTED:
         listed = settings.get(key) or []
         named += listed.values() if isinstance(listed, dict) else listed
-    return {content for token in named if (content := content_of(token)) is not None}
+    return dict.fromkeys(content for token in named if (content := content_of(token)) is not None)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

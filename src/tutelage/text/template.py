@@ -7,7 +7,7 @@ from typing import Any
 from tutelage.errors import UserError
 from tutelage.text.messages import Message, message_faults, plain_messages, with_article
 from tutelage.text.pieces import Encoded, Piece, Rendered
-from tutelage.text.recognise import first_that_writes
+from tutelage.text.recognise import first_that_writes, writes_always
 from tutelage.text.template_file import built_in_names, find_template, read_template
 from tutelage.text.template_jinja import jinja_of
 from tutelage.text.template_parts import TemplateFile
@@ -59,7 +59,7 @@ class Template:
     def export_jinja(self, tokenizer: Tokenizer) -> str:
         """The Jinja a model trained with this should carry: its own if that always writes the same."""
         own = tokenizer.chat_template
-        if own is None or "strftime_now" in own or not first_that_writes(own, [self], tokenizer):
+        if own is None or "strftime_now" in own or not writes_always(own, self, tokenizer):
             return self.jinja
         return own
 

@@ -10,7 +10,7 @@ from tutelage.errors import UserError
 from tutelage.text.ranks import is_ranks, parse_tekken, tekken_files, tiktoken_files
 from tutelage.text.sentencepiece_file import tokenizer_json
 from tutelage.text.special_tokens import added_beside, bounds, content_of, model_ids, read_settings
-from tutelage.text.word_merges import word_merges_files
+from tutelage.text.word_merges import CLASSES, word_merges_files
 
 _Made = tuple[dict[str, Any], dict[str, Any]]
 # What a directory without tokenizer.json may hold; the first that is there counts.
@@ -74,7 +74,26 @@ def _as_it_is(path: Path) -> TokenizerFiles:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a tokenizer that can be read: {error}") from error
     kept = None if not content or is_ranks(content) else content
-    return TokenizerFiles(source, read_settings(path.parent), path, kept)
+    settings = read_settings(path.parent)
+    return TokenizerFiles(_prefixed(source, settings), settings, path, kept)
+
+
+def _prefixed(source: str, settings: dict[str, Any]) -> str:
+    """A tokenizer.json that puts a space before a text if the settings say so, for classes that heed them."""
+    reader = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    if reader not in CLASSES or not settings.get("add_prefix_space") or '"ByteLevel"' not in source:
+        return source
+    try:
+        made = json.loads(source)
+    except ValueError:
+        return source  # which is refused where it is read
+    cut = made.get("pre_tokenizer") or {}
+    if reader == "GPT2Tokenizer":  # it cuts text itself, after the one space; Qwen's has one for every word
+        cut = made["pre_tokenizer"] = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
+    for part in (cut, *cut.get("pretokenizers", ())):
+        if part.get("type") == "ByteLevel":
+            part["add_prefix_space"] = True
+    return json.dumps(made, ensure_ascii=False)
 
 
 def _of_model(path: Path) -> TokenizerFiles:
@@ -110,7 +129,8 @@ def _made(path: Path, make: Callable[[], _Made], sentencepiece: bytes | None = N
         ) from error
     settings = {**named, **settings}
     made["post_processor"] = _around(made, settings)
-    return TokenizerFiles(json.dumps(made, ensure_ascii=False), settings, path, sentencepiece)
+    source = _prefixed(json.dumps(made, ensure_ascii=False), settings)
+    return TokenizerFiles(source, settings, path, sentencepiece)
 
 
 def _around(made: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from tutelage.text.special_tokens import NAMED, content_of
 
 # How text is cut stands in neither file, but in the class that reads them.
 _END = "<|endoftext|>"
-_CLASSES = {
+CLASSES = {
     "GPT2Tokenizer": ("gpt-2", {"bos_token": _END, "eos_token": _END, "unk_token": _END}),
     "Qwen2Tokenizer": ("qwen2", {"eos_token": _END, "pad_token": _END}),
 }
@@ -23,13 +23,14 @@ def word_merges_files(
     if not isinstance(ids, dict) or not all(isinstance(token, int) for token in ids.values()):
         raise ValueError("it is no vocabulary: an object of tokens and their numbers is wanted")
     reader = str(settings.get("tokenizer_class", _SIZES.get(len(ids)))).removesuffix("Fast")
-    if reader not in _CLASSES:
+    if reader not in CLASSES:
         raise ValueError(
             f"nothing says how text is cut before: {reader} is not known; "
-            f"name {' or '.join(_CLASSES)} as tokenizer_class in tokenizer_config.json"
+            f"name {' or '.join(CLASSES)} as tokenizer_class in tokenizer_config.json"
         )
-    cut, defaults = _CLASSES[reader]
-    named = {**defaults, **{name: settings[name] for name in NAMED if name in settings}}
+    cut, defaults = CLASSES[reader]
+    given = {**defaults, **settings}
+    named = {name: given[name] for name in NAMED if name in given}
     made = {"version": "1.0", "truncation": None, "padding": None}
     made |= {"added_tokens": _added(ids, settings, named), **byte_level(ids, _pairs(merges, ids), CUTS[cut])}
     return made, {"clean_up_tokenization_spaces": False, **named}

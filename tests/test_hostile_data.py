@@ -86,6 +86,15 @@ def test_pickles_made_to_do_harm_are_refused(tmp_path, kind):
     refusal(read_pickle, path, names=str(path), memory=MEMORY)
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_values_come_back_as_pickle_itself_reads_them(tmp_path, protocol):
+    path = tmp_path / "train.pkl"
+    values = [True, False, None, 0, 255, 256, -1, -(1 << 31), -(1 << 40), 1 << 62, -1.5, "東\ud800", b"\xff"]
+    path.write_bytes(pickle.dumps([*values, {"a": (1, (2, 3, 4), [])}], protocol))
+    found = read_pickle(path)
+    assert repr(found) == repr(pickle.loads(path.read_bytes()))
+
+
 def test_no_instruction_is_known_that_calls_or_looks_anything_up():
     """Every instruction of the format is either one that makes plain values, or refused."""
     from tutelage.data.inert_pickle import _STEPS

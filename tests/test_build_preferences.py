@@ -1,11 +1,13 @@
 """`tutelage data build hh_rlhf` and its kin: what is written, what is held out, what is skipped and why."""
 
+import csv
 import gzip
 import json
 from collections import Counter
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pytest
 
 from tutelage import cli
@@ -146,9 +148,17 @@ def test_every_form_of_file_gives_the_same_rows(tmp_path, capsys):
     (tmp_path / "c").mkdir()
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "c" / "x.parquet")
     datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "d"))
+    plain = (tmp_path / "a" / "deep" / "x.jsonl").read_bytes()
+    (tmp_path / "x.jsonl.zst").write_bytes(pa.compress(plain, codec="zstd", asbytes=True))
+    (tmp_path / "x.ndjson").write_bytes(plain)
+    with (tmp_path / "x.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["chosen", "rejected"], *([row["chosen"], row["rejected"]] for row in rows)]
+        )
     written = []
-    for name in "abcd":
-        given = f"local:{tmp_path / 'd'}" if name == "d" else tmp_path / name
+    others = {name: tmp_path / f"x.{name}" for name in ("jsonl.zst", "ndjson", "csv")}
+    givens = {name: tmp_path / name for name in "abcd"} | others
+    for name, given in {**givens, "local": f"local:{tmp_path / 'd'}", "glob": tmp_path / "*.ndjson"}.items():
         words = [
             "--output_dir",
             tmp_path / "out" / name,
@@ -234,8 +244,9 @@ def test_piqa_and_ultrafeedback_are_built(tmp_path, capsys):
     [
         (["--input", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["--input", "some/where"], "some/where looks like a data set of the hub, which needs a split"),
-        (["--input", "{}"], "holds no file that ends in .jsonl, .jsonl.gz, .json, .json.gz, .parquet"),
-        (["--input", "{}/a.csv"], "a.csv cannot be read: give a file that ends in"),
+        (["--input", "{}"], "holds no file that ends in .jsonl, .ndjson, .json, .parquet, .csv, .tsv"),
+        (["--input", "{}/a.txt"], "a.txt cannot be read: a builder reads jsonl, json, parquet, csv by"),
+        (["--input", "{}/many"], "many has files of the splits test, train; choose with --input_splits"),
         (
             ["--input", "a.jsonl", "--val_percent", "100"],
             "val_percent is 100, must be 0 or more and below 100",
@@ -244,7 +255,10 @@ def test_piqa_and_ultrafeedback_are_built(tmp_path, capsys):
 )
 def test_mistakes_are_named(tmp_path, capsys, words, message):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "a.csv").write_text("x")
+    (tmp_path / "empty" / "a.txt").write_text("x")
+    if "{}/many" in words:
+        for split in ("train", "test"):
+            write_rows(tmp_path / "empty" / "many" / f"{split}.jsonl", [])
     words = [word.format(tmp_path / "empty") for word in words]
     code, _, err = run(capsys, "hh_rlhf", *words, "--output_dir", tmp_path / "out")
     assert (code, message in err) == (2, True), err

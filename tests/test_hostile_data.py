@@ -1,4 +1,4 @@
-"""Data files and run directories made to do harm: refused in words, soon, in little memory."""
+"""Data files made to do harm: refused in words, soon, in little memory."""
 
 import json
 import os
@@ -12,16 +12,16 @@ import torch
 from hostile import damaged, refusal, survives
 from tiny_shards import shards
 from tiny_tokenizer import tiny_tokenizer
-from tutelage.data.storyteller import items_of
 
 from tutelage.data.dataset import encode_paths
+from tutelage.data.faults import Faults
 from tutelage.data.inert_pickle import read_pickle
 from tutelage.data.legacy import conversations, parts_of, token_records
-from tutelage.data.read import Faults, parse_sources, scan
+from tutelage.data.read import scan
 from tutelage.data.shards import TokenShards
-from tutelage.report.metrics import MetricsFile
+from tutelage.data.sources import parse_sources
+from tutelage.data.stories.storyteller import items_of
 from tutelage.text.template import Template
-from tutelage.train.saver import Saver, check_fits, complete
 
 MEMORY = 200 << 20
 
@@ -59,6 +59,8 @@ PICKLES = {
     "a million lists": b"\x80\x04" + b"]" * 1_100_000 + b".",
     "a million objects": b"\x80\x04" + b"}" * 1_100_000 + b".",
     "marks in marks": b"(" * 100_000 + b".",
+    "tuples in tuples, 65 deep": b"(" * 65 + b"t" * 65 + b".",
+    "a value from below a mark": b"K\x01(0t.",
     "more marks taken than made": b"\x80\x04ttt.",
     "an item for what is no list": b"\x80\x04K\x01K\x02a.",
     "a key that is a number": b"\x80\x04}K\x01K\x02s.",
@@ -80,6 +82,15 @@ def test_pickles_made_to_do_harm_are_refused(tmp_path, kind):
     path = tmp_path / "train.pkl"
     path.write_bytes(PICKLES[kind])
     refusal(read_pickle, path, names=str(path), memory=MEMORY)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_values_come_back_as_pickle_itself_reads_them(tmp_path, protocol):
+    path = tmp_path / "train.pkl"
+    values = [True, False, None, 0, 255, 256, -1, -(1 << 31), -(1 << 40), 1 << 62, -1.5, "東\ud800", b"\xff"]
+    path.write_bytes(pickle.dumps([*values, {"a": (1, (2, 3, 4), [])}], protocol))
+    found = read_pickle(path)
+    assert repr(found) == repr(pickle.loads(path.read_bytes()))
 
 
 def test_no_instruction_is_known_that_calls_or_looks_anything_up():
@@ -238,57 +249,3 @@ def test_damaged_rows_in_the_cache_are_made_anew(tmp_path):
         for seed in range(3):
             file.write_bytes(damaged(file.read_bytes() or b"\0", seed))
             assert [sample.tokens.tolist() for sample in encoded()] == sound
-
-
-def saver_of(directory):
-    parameter = torch.nn.Parameter(torch.ones(4, 4))
-    return Saver(directory, {"w": parameter}, torch.optim.SGD([parameter], lr=0.1))
-
-
-CHECKPOINTS = {
-    "a file swapped": lambda d: next(d.glob("*.distcp")).write_bytes(
-        bytes(next(d.glob("*.distcp")).stat().st_size)
-    ),
-    "a pickle in its place": lambda d: (d / ".metadata").write_bytes(pickle.dumps(Runs())),
-    "metadata of zeros": lambda d: (d / ".metadata").write_bytes(bytes((d / ".metadata").stat().st_size)),
-    "a state that is no JSON": lambda d: (d / "state.json").write_text("{"),
-    "a state that is a list": lambda d: (d / "state.json").write_text("[]"),
-}
-
-
-@pytest.mark.parametrize("kind", CHECKPOINTS)
-def test_checkpoints_that_were_tampered_with_are_refused(tmp_path, kind):
-    saver = saver_of(tmp_path)
-    place = saver.save(3, {"x": 1})
-    CHECKPOINTS[kind](place)
-    refusal(saver.load, place, names=str(place))
-
-
-def test_a_checkpoint_runs_nothing_when_it_is_read(tmp_path):
-    """torch.distributed.checkpoint reads its list with pickle.load."""
-    saver = saver_of(tmp_path)
-    place, trace = saver.save(3, {"x": 1}), tmp_path / "trace"
-    call = f"cos\nsystem\n(Vtouch {trace}\ntR.".encode()
-    for content in (call, b"ctorch.distributed.checkpoint.metadata\nos.system\n" + call[10:]):
-        (place / ".metadata").write_bytes(content)
-        refusal(saver.load, place, names=str(place))
-        refusal(check_fits, place, {}, names=str(place))
-    assert not trace.exists()
-
-
-@pytest.mark.parametrize(
-    "content", ["{", "[]", "7", '{"state.json": "x"}', "[" * 100_000, '{"../../etc/passwd": 1}']
-)
-def test_a_damaged_list_of_files_makes_a_checkpoint_none(tmp_path, content):
-    place = saver_of(tmp_path).save(3, {"x": 1})
-    (place / "MANIFEST.json").write_text(content)
-    assert complete(tmp_path) == []
-
-
-def test_damaged_metrics_lose_their_damaged_lines_only(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(
-        b'{"step": 1}\n[]\n7\n{"step": "x"}\n{"a": 1}\n\xff\xfe\n' + b"[" * 100_000 + b'\n{"step": 2}\n'
-    )
-    MetricsFile(path, step=9).close()
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1}, {"step": 2}]

@@ -105,6 +105,11 @@ MODELS = {
     "groups, which nobody writes": b"\x0b" * 1000,
     "pieces without text": field(1, b"") * 5,
     "a piece that is not UTF-8": field(1, field(1, b"\xff\xfe")),
+    "a text that is a number": field(1, b"\x08\x05"),
+    "a kind that is a text": field(1, field(1, b"a") + field(3, b"b")),
+    "a kind that is none": field(1, field(1, b"a") + b"\x18\x63"),
+    "a trainer that is a number": field(1, field(1, b"a") + b"\x18\x02") + b"\x10\x05",
+    "characters that are a number": field(1, field(1, b"a") + b"\x18\x02") + field(3, b"\x10\x05"),
     "no unknown token": field(1, field(1, b"a")),
 }
 

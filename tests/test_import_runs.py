@@ -40,10 +40,10 @@ def learned_part(sample):
     return sample.tokens[: int(np.flatnonzero(sample.weights)[-1]) + 1].tolist()
 
 
-def imported(place, records):
+def imported(place, records, *words):
     place.mkdir()
     (place / "train.pkl").write_bytes(pickle.dumps(records))
-    ended = run("data", "import", place, "--allow_pickle", "--output_dir", place / "out")
+    ended = run("data", "import", place, "--allow_pickle", "--output_dir", place / "out", *words)
     assert ended.code == 0, ended.err
     return ended.out.strip()
 
@@ -70,7 +70,7 @@ def test_sft_on_tokens_is_sft_on_their_text(made, tokenizer, tmp_path):
     assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-5)
 
 
-@pytest.mark.parametrize("stage", ["reward", "dpo"])
+@pytest.mark.parametrize("stage", [pytest.param("reward", marks=pytest.mark.slow), "dpo"])
 def test_ranked_tokens_train_as_their_text_does(made, tokenizer, tmp_path, stage):
     text = write_records(made.place, "ranked", [{**ranked(number), "scores": None} for number in range(12)])
     store, groups = encoded(made, tokenizer, text, ranked=True), {}
@@ -129,3 +129,43 @@ def test_the_record_of_an_import_says_where_it_came_from(made, tmp_path):
         "tokens": 3,
         "least_vocabulary": 4,
     }
+
+
+def test_prompts_with_a_weight_of_their_own_are_learned_from(made, tmp_path):
+    """As InstructLLaMA trained; conversations in which every token is learned are refused as a mistake."""
+    records = [{"prompt_tokens": [1, 2, 3], "completion_tokens": [4, 5]}] * 8
+    tokens = imported(tmp_path / "in", records, "--prompt_weight", 0.01)
+    done(made.sft(tmp_path / "out", train_data_paths=tokens, train_steps=2))
+    tokens = imported(tmp_path / "bare", records)
+    done(made.sft(tmp_path / "other", train_data_paths=tokens, train_steps=2))
+    ours, theirs = (metrics(tmp_path / name)[0]["loss"] for name in ("out", "other"))
+    assert ours != theirs
+
+
+def test_universal_llm_trainers_conversations_are_trained_on(made, tmp_path):
+    record = {"input": ["Be kind"], "instruction": ["hi", "more"], "output": ["yes", "no"]}
+    path = tmp_path / "alpaca.pkl"
+    path.write_bytes(pickle.dumps({"alpaca": {"train": [record] * 8, "val": [record]}}))
+    ended = done(["data", "import", path, "--allow_pickle", "--output_dir", tmp_path / "out"])
+    train, val = ended.out.split()
+    words = made.sft(tmp_path / "run", "--val_data_paths", val, train_data_paths=train, train_steps=2)
+    words[words.index("--max_seq_len") + 1] = 128
+    done(words)
+
+
+def test_imported_tokens_are_shown_and_what_is_for_text_alone_refuses_them(made, tmp_path):
+    tokens = imported(tmp_path / "in", [{"prompt_tokens": [1, 2, 3], "completion_tokens": [4, 5]}] * 8)
+    words = made.sft(tmp_path / "out", "--dry_run", train_data_paths=tokens)
+    for flag, value in (("splits", "train"), ("shapes", "alpaca")):
+        told = refused(run(*words, f"--train_data_{flag}", value))
+        assert f"--train_data_{flag} is for records, and {tokens[8:]} holds tokens" in told
+    assert "--data_fields is for records" in refused(run(*words, "--data_fields", "a=b"))
+    shown = done(["data", "show", "--train_data_paths", tokens, "--ckpt_paths", made.model])
+    assert "8 rows, 40 tokens" in shown.out and "0-1" in shown.out
+    ranked = imported(tmp_path / "ranked", [{"tokens": [[1, 2, 3], [1, 2, 4]]}] * 2)
+    done(["data", "show", "--train_data_paths", ranked, "--ckpt_paths", made.model])
+    for path in (tokens, tokens[8:], "shards:anywhere"):
+        told = refused(run("data", "stats", "--train_data_paths", path))
+        assert told.startswith(f"{path} holds tokens, and text or records are read here")
+    told = refused(run("data", "build", "dolly", "--input", tokens, "--output_dir", tmp_path / "out"))
+    assert "holds tokens" in told

@@ -1,14 +1,13 @@
 """Data sets saved by the `datasets` library become JSON lines, once; the rest is refused in words."""
 
 import json
-from pathlib import Path
 
 import datasets
+import huggingface_hub
 import pytest
 
 from tutelage.data.paths import find_data
 from tutelage.data.read import scan
-from tutelage.data.saved import as_files
 from tutelage.data.sources import parse_sources
 from tutelage.errors import UserError
 
@@ -17,7 +16,8 @@ ROWS = [{"messages": [{"role": "user", "content": "Grüße 👋"}, {"role": "ass
 
 def files(paths, splits, tmp_path, said=None):
     log = (said if said is not None else []).append
-    return as_files(paths, splits, cache_dir=tmp_path / "cache", log=log, flag="--train_data_splits")
+    found = find_data(paths, splits, cache_dir=tmp_path / "cache", log=log, flag="--train_data_splits")
+    return [file.path for path in found for file in path.files]
 
 
 def test_a_saved_data_set_becomes_a_file_of_its_rows_once(tmp_path):
@@ -25,7 +25,7 @@ def test_a_saved_data_set_becomes_a_file_of_its_rows_once(tmp_path):
     said = []
     first = files([f"local:{tmp_path / 'saved'}"], [], tmp_path, said)
     assert files([f"local:{tmp_path / 'saved'}"], ["-"], tmp_path, said) == first and len(said) == 1
-    lines = Path(first[0].removeprefix("jsonl:")).read_text(encoding="utf-8").splitlines()
+    lines = first[0].read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == ROWS and "你好" in lines[0]
 
 
@@ -35,16 +35,11 @@ def test_a_split_of_a_saved_dictionary_is_chosen(tmp_path):
     )
     saved.save_to_disk(str(tmp_path / "saved"))
     (file,) = files([f"local:{tmp_path / 'saved'}"], ["test"], tmp_path)
-    assert len(Path(file.removeprefix("jsonl:")).read_text().splitlines()) == 1
+    assert len(file.read_text().splitlines()) == 1
     with pytest.raises(
         UserError, match=r"saved has the splits train, test; choose with --train_data_splits$"
     ):
         files([f"local:{tmp_path / 'saved'}"], [], tmp_path)
-
-
-def test_files_pass_untouched(tmp_path):
-    given = ["jsonl:a.jsonl", "text:b.txt", "c.jsonl", "data/d.txt"]
-    assert files(given, [], tmp_path) == files(given, ["-"] * 4, tmp_path) == given
 
 
 @pytest.mark.parametrize(
@@ -81,6 +76,19 @@ def test_a_folder_that_is_no_data_set_and_a_hub_out_of_reach_are_refused(tmp_pat
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="^nobody/nothing, split train, cannot be had from the hub: "):
         files(["nobody/nothing"], ["train"], tmp_path)
+
+
+def test_a_connection_that_breaks_off_is_told_in_words(tmp_path, monkeypatch):
+    """The errors of the library that huggingface_hub asks with, which are no OSError."""
+
+    assert not issubclass(huggingface_hub.errors.HTTPError, OSError)
+
+    def breaks(*_, **__):
+        raise huggingface_hub.errors.HTTPError("the peer closed the connection")
+
+    monkeypatch.setattr(datasets, "load_dataset", breaks)
+    with pytest.raises(UserError, match="org/name, split train, cannot be had from the hub: "):
+        files(["org/name"], ["train"], tmp_path)
 
 
 def test_a_configuration_of_a_data_set_follows_a_colon(tmp_path, monkeypatch):

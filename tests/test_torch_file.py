@@ -105,9 +105,19 @@ def _rewritten(path, change, compress=zipfile.ZIP_STORED):
             archive.writestr(name, content)
 
 
+def _header_of_numbers(path, at, value):
+    """Set two bytes in the header of the record of numbers, which the list at the end says too."""
+    raw = bytearray(path.read_bytes())
+    place = raw.index(b"a/data/0") - 30
+    raw[place + at : place + at + 2] = value
+    path.write_bytes(raw)
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
+        (lambda path: _header_of_numbers(path, 26, b"\x09\x00"), "the header of 0 is not that of its record"),
+        (lambda path: _header_of_numbers(path, 28, b"\xff\xff"), "the header of 0 is not that of its record"),
         (lambda path: path.write_bytes(path.read_bytes()[:300]), "is damaged, or holds more than tensors"),
         (lambda path: path.write_bytes(b""), "is damaged, or holds more than tensors"),
         (lambda path: path.write_bytes(os.urandom(500)), "is damaged, or holds more than tensors"),

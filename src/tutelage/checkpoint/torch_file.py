@@ -208,8 +208,13 @@ class _Unpickler(pickle._Unpickler):
         with self._path.open("rb") as file:
             file.seek(record.header_offset)
             header = file.read(_HEADER)
-        skipped = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        return _Storage(record.header_offset + _HEADER + skipped, dtype, count)
+            named, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+            name = file.read(named)
+        place = record.header_offset + _HEADER + named + extra
+        ends = place + record.file_size  # another record or the list of records comes after it
+        if name != record.orig_filename.encode() or ends > self._path.stat().st_size:
+            raise UserError(f"{self._path} is damaged: the header of {key} is not that of its record")
+        return _Storage(place, dtype, count)
 
     def _tensor(self, storage: _Storage, offset: int, shape: Any, stride: Any, *_: Any) -> StoredTensor:
         shape, stride = tuple(shape), tuple(stride)

@@ -6,6 +6,7 @@ Known shapes, each a JSON object (a prompt is a text, which the user says, or a 
     {"prompt", "answers"}: texts from best to worst, optionally "scores", highest first
     {"prompt", "completion", "label"}: one answer, liked (true) or not
 A record of any shape may list "tools".
+Those of other programs are in `compared_shapes`.
 """
 
 import json
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tutelage.data.compared_shapes import in_our_shape
+from tutelage.data.shapes import Unfit
 from tutelage.text.messages import kind_of, message_faults, with_tools
 
 Messages = list[dict[str, str]]
@@ -38,10 +41,14 @@ def comparison_fault(record: Any) -> str | None:
     """What is wrong with a record, in a few words, or None."""
     if not isinstance(record, dict):
         return f"not an object with {_SHAPES}"
+    try:
+        record = in_our_shape(record)
+    except Unfit as unfit:
+        return str(unfit)
     fault = _fault_of_shape(record)
     if fault is not None:
         return fault
-    comparison = read_comparison(record)
+    comparison = _read(record)
     if not comparison.prompt or comparison.prompt[-1].get("role") not in ("user", "tool"):
         return _no_common_prompt(record)
     for answer in comparison.answers:
@@ -56,13 +63,18 @@ def comparison_fault(record: Any) -> str | None:
 
 
 def read_comparison(record: dict[str, Any]) -> Comparison:
-    """The comparison in a record that has no fault, or one of its messages."""
+    """The comparison in a record that has no fault."""
+    return _read(in_our_shape(record))
+
+
+def _read(record: dict[str, Any]) -> Comparison:
+    """The comparison in a record of our shapes that has no fault, or one of its messages."""
     made = _compared(record)
     return replace(made, prompt=with_tools(made.prompt, record.get("tools")))
 
 
 def _compared(record: dict[str, Any]) -> Comparison:
-    """`read_comparison` without the tools."""
+    """`_read` without the tools."""
     if _is_labelled(record):
         prompt, answer = _messages(record["prompt"], "user"), _messages(record["completion"], "assistant")
         return Comparison(prompt, [answer], [0 if record["label"] else 1], [UNKNOWN])
@@ -104,7 +116,10 @@ def _fault_of_shape(record: dict[str, Any]) -> str | None:
         keys = ("prompt", "chosen", "rejected") if "prompt" in record else ("chosen", "rejected")
         fault = _fault_of_keys(record, keys)
         if fault is None and "prompt" not in record and isinstance(record["chosen"], str):
-            return "chosen and rejected are texts, and there is no prompt that they answer"
+            by = (
+                "; `tutelage data build hh_rlhf` reads such texts" if "\n\nHuman:" in record["chosen"] else ""
+            )
+            return f"chosen and rejected are texts, and there is no prompt that they answer{by}"
         margin = record.get("margin")
         return fault or (None if margin is None else _fault_of_number(margin, "margin"))
     keys = ", ".join(map(repr, list(record)[:5])) or "no keys"

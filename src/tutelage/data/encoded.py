@@ -19,7 +19,7 @@ import numpy as np
 from tutelage.data.cache import Shard, open_shard, write_shard
 from tutelage.data.comparison import MOST_ANSWERS, UNKNOWN
 from tutelage.data.encode import Chunk
-from tutelage.data.read import Faults
+from tutelage.data.faults import Faults
 from tutelage.errors import UserError
 from tutelage.text.roles import ROLE_IDS
 
@@ -102,6 +102,11 @@ def encoded_directories(paths: Sequence[str | Path]) -> list[Path]:
             "after the other, or turn all into one of the two"
         )
     return found
+
+
+def holds_answers(directory: Path) -> bool:
+    """Whether its documents are answers to compare."""
+    return _facts(directory)["kind"] == "ranked"
 
 
 def open_encoded(directory: Path, tokenizer: Tokenizer, *, ranked: bool) -> Shard:

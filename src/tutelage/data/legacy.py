@@ -17,9 +17,9 @@ import numpy as np
 
 from tutelage.data.asked import Asked
 from tutelage.data.encoded import Answered
+from tutelage.data.faults import Faults
 from tutelage.data.inert_pickle import GROWTH, SLACK, read_pickle
 from tutelage.data.pickled_arrays import elements, numbers, table
-from tutelage.data.read import Faults
 from tutelage.errors import UserError
 from tutelage.text.messages import message_faults
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from tutelage.data.cache import DEFAULT_DIR
-from tutelage.data.saved import NO_SPLIT, as_files, is_hub_id, is_saved
+from tutelage.data.saved import NO_SPLIT, is_data_set, written_rows
 from tutelage.data.shapes import SHAPES
 from tutelage.data.tables import COMPRESSED, TABLES, open_bytes, written_out
 from tutelage.errors import UserError
@@ -78,18 +78,17 @@ def find_data(
     `splits` and `shapes` say one thing of each path, `-` where there is nothing to say; `flag` is the flag
     that the splits come from. `fields` are `OLD=NEW` names of keys.
     """
-    named = _one_each(splits, paths, flag)
-    said = _one_each(shapes, paths, flag.replace("splits", "shapes"))
+    named = one_each(splits, paths, flag)
+    said = one_each(shapes, paths, flag.replace("splits", "shapes"))
     for shape in said:
         if shape not in (*SHAPES, NO_SPLIT):
             raise UserError(f"{flag.replace('splits', 'shapes')}: {shape} is none of {', '.join(SHAPES)}")
     names, place = field_names(fields), (cache_dir or DEFAULT_DIR).expanduser()
     found = []
     for given, split, shape in zip(paths, named, said, strict=True):
-        if given.startswith("local:") or is_hub_id(given) or is_saved(given):
-            whole = given if given.startswith("local:") or is_hub_id(given) else f"local:{given}"
-            (written,) = as_files([whole], [split], cache_dir=cache_dir, log=log, flag=flag)
-            data = DataPath(given, (File(Path(written.removeprefix("jsonl:")), "jsonl", given, True),))
+        if is_data_set(given):
+            written = written_rows(given, split, place, log, flag)
+            data = DataPath(given, (File(written, "jsonl", given, True),))
         else:
             data = files_of(given, split, flag)
             if not streaming:
@@ -99,8 +98,21 @@ def find_data(
     return found
 
 
-def files_of(given: str, split: str = NO_SPLIT, flag: str = "--train_data_splits") -> DataPath:
-    """The files that a path names: itself, those of a folder or those that a pattern fits, in order."""
+def files_of(
+    given: str,
+    split: str = NO_SPLIT,
+    flag: str = "--train_data_splits",
+    *,
+    forms: Collection[str] = tuple(FORMS),
+) -> DataPath:
+    """The files that a path names: itself, those of a folder or those that a pattern fits, in order.
+
+    Of a folder only those are taken that are read in one of `forms`."""
+    if given.startswith(("encoded:", "shards:")) or (Path(given) / "encoded.json").is_file():
+        raise UserError(
+            f"{given} holds tokens, and text or records are read here; encoded: is for sft, dpo, simpo, "
+            "reward and data show, shards: for pretrain"
+        )
     form, colon, rest = given.partition(":")
     if not colon or form not in FORMS:
         form, rest = "", given
@@ -113,7 +125,7 @@ def files_of(given: str, split: str = NO_SPLIT, flag: str = "--train_data_splits
     else:
         inside = sorted(map(Path, glob.glob(str(path), recursive=True))) if several else [path]
     if path.is_dir():
-        wanted = (form,) if form else tuple(FORMS)
+        wanted = (form,) if form else forms
         inside = [file for file in inside if form_of(file) in wanted or form == "document"]
         if not inside:
             ends = ", ".join(suffix for each in wanted for suffix in FORMS[each])
@@ -154,7 +166,8 @@ def field_names(fields: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def _one_each(values: Sequence[str], paths: Sequence[str], flag: str) -> Sequence[str]:
+def one_each(values: Sequence[str], paths: Sequence[str], flag: str) -> Sequence[str]:
+    """A value for each path, `-` where nothing is said."""
     if values and len(values) != len(paths):
         raise UserError(f"{flag} has {len(values)} values for {len(paths)} paths; give one each, - for none")
     return values or [NO_SPLIT] * len(paths)

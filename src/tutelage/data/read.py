@@ -17,7 +17,7 @@ from tutelage.data.comparison import comparison_fault, read_comparison
 from tutelage.data.faults import Faults
 from tutelage.data.shapes import Unfit, fault_of_text, keys_of, messages_of, prompt_of, renamed, shapes_of
 from tutelage.data.sources import BOM, Source
-from tutelage.data.tables import COMPRESSED, LONGEST_LINE, TABLES, as_json, open_bytes, table_rows
+from tutelage.data.tables import BUFFER, COMPRESSED, LONGEST_LINE, TABLES, as_json, open_bytes, table_rows
 from tutelage.errors import UserError
 from tutelage.text.messages import message_faults, with_tools
 
@@ -62,7 +62,7 @@ def sample_together(
 def scan(source: Source) -> Rows:
     """Read a file once and say where its good rows are and which are bad. Blank texts are no rows."""
     lines, offsets, faults, fault_of = [], [], Faults(), checker(source)
-    with source.path.open("rb") as file:
+    with source.path.open("rb", buffering=BUFFER) as file:
         for line, offset, raw in _raw_whole(file) if source.unit == "file" else _raw_lines(file):
             reason = fault_of(raw)
             if reason is None:
@@ -91,7 +91,7 @@ def rows_between(source: Source, start: int, stop: int) -> Iterator[tuple[int, A
 
     A record with a blank text gives an empty string; blank lines are no rows, as in `scan`."""
     fault_of = checker(source)
-    with source.path.open("rb") as file:
+    with source.path.open("rb", buffering=BUFFER) as file:
         if start:
             file.seek(start - 1)
             while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
@@ -226,6 +226,8 @@ def _other_shape(source: Source, record: dict[str, Any]) -> str:
         return f"; its shape is {found[0]}, that of {first} is {had}: keep them in two files"
     if source.first:
         return ""
+    if source.kind == "jsonl" and record.get("prompt") is not None:
+        return "; a prompt that nothing answers has nothing to learn from"
     return "; other names for its keys are given by --data_fields, like question=instruction"
 
 

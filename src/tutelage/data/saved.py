@@ -1,11 +1,10 @@
 """Data sets of the `datasets` library, saved or on the hub: written out once as JSON lines, read as such."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.cache import DEFAULT_DIR
 from tutelage.data.tables import arrow_rows, write_once, write_rows
 from tutelage.errors import UserError
 
@@ -14,22 +13,20 @@ _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
 _FILE = re.compile(r"\.(jsonl|ndjson|txt|parquet|csv|tsv|json)(\.gz|\.zst)?$", re.IGNORECASE)
 
 
-def as_files(
-    paths: Sequence[str],
-    splits: Sequence[str],
-    *,
-    cache_dir: Path | None,
-    log: Callable[[str], None],
-    flag: str,
-) -> list[str]:
-    """The paths, with each `local:DIR` (from save_to_disk) and hub id replaced by a jsonl: file in the cache.
+def is_data_set(path: str) -> bool:
+    """Whether a path is a data set of the library: `local:DIR`, a directory that it saved, or a hub id."""
+    return path.startswith("local:") or is_hub_id(path) or _is_saved(path)
 
-    `splits` names a split for each path, `-` where it has none; `flag` is the flag it came from.
-    """
-    if splits and len(splits) != len(paths):
-        raise UserError(f"{flag} has {len(splits)} values for {len(paths)} paths; give one each, - for none")
-    named = splits or [NO_SPLIT] * len(paths)
-    return [_as_file(path, split, cache_dir, log, flag) for path, split in zip(paths, named, strict=True)]
+
+def written_rows(path: str, split: str, cache_dir: Path, log: Callable[[str], None], flag: str) -> Path:
+    """The rows of a data set as JSON lines in the cache; `flag` is the flag that the split came from."""
+    data = load(path if path.startswith("local:") or is_hub_id(path) else f"local:{path}", split, flag)
+    name = re.sub(r"\W+", "-", path).strip("-")
+    return write_once(
+        place := cache_dir / "datasets" / f"{name}-{data._fingerprint}.jsonl",
+        lambda file: write_rows(arrow_rows(data), file),
+        lambda: log(f"{path}: writing {len(data):,} rows to {place}"),
+    )
 
 
 def is_hub_id(path: str) -> bool:
@@ -37,7 +34,7 @@ def is_hub_id(path: str) -> bool:
     return bool(_HUB_ID.fullmatch(path)) and not Path(path).exists() and not _FILE.search(path)
 
 
-def is_saved(path: str) -> bool:
+def _is_saved(path: str) -> bool:
     """Whether a path is a directory that save_to_disk wrote."""
     return any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
@@ -54,22 +51,6 @@ def load(path: str, split: str, flag: str) -> Any:
     return data
 
 
-def _as_file(path: str, split: str, cache_dir: Path | None, log: Callable[[str], None], flag: str) -> str:
-    if not (path.startswith("local:") or is_hub_id(path)):
-        if split != NO_SPLIT:
-            raise UserError(f"{flag}: {path} is a file and has no split {split}; write {NO_SPLIT} for it")
-        return path
-    data = load(path, split, flag)
-    name = re.sub(r"\W+", "-", path).strip("-")
-    place = (cache_dir or DEFAULT_DIR).expanduser() / "datasets" / f"{name}-{data._fingerprint}.jsonl"
-    write_once(
-        place,
-        lambda file: write_rows(arrow_rows(data), file),
-        lambda: log(f"{path}: writing {len(data):,} rows to {place}"),
-    )
-    return f"jsonl:{place}"
-
-
 def _saved(directory: Path) -> Any:
     from datasets import load_from_disk
 
@@ -81,6 +62,9 @@ def _saved(directory: Path) -> Any:
 
 def _from_hub(name: str, split: str, flag: str) -> Any:
     from datasets import load_dataset
+    from huggingface_hub.errors import (
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]  of the library that it asks with
+    )
 
     if split == NO_SPLIT:
         raise UserError(
@@ -90,5 +74,5 @@ def _from_hub(name: str, split: str, flag: str) -> Any:
     assert found
     try:
         return load_dataset(found[1], found[2], split=split)
-    except (OSError, ValueError) as error:  # not found, out of reach, no such config or split
+    except (HTTPError, OSError, ValueError) as error:  # not found, out of reach, no such config or split
         raise UserError(f"{name}, split {split}, cannot be had from the hub: {error}") from error

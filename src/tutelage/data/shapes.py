@@ -117,11 +117,11 @@ def _of_sharegpt(record: dict[str, Any]) -> Messages:
     if not turns:
         raise Unfit("conversations is empty")
     _need_text(record, "system")
-    return [*_system(record.get("system")), *(_said(turn, n) for n, turn in enumerate(turns, start=1))]
+    return [*_system(record.get("system")), *(said_of(turn, n) for n, turn in enumerate(turns, start=1))]
 
 
-def _said(turn: Any, number: int) -> dict[str, Any]:
-    """A turn of ShareGPT as a message."""
+def said_of(turn: Any, number: int) -> dict[str, Any]:
+    """A turn of ShareGPT as a message; raises `Unfit`."""
     if not isinstance(turn, dict):
         raise Unfit(f"turn {number} is {kind_of(turn)}, not an object with from and value")
     if "from" not in turn and "role" in turn:  # some files have messages under this name
@@ -140,7 +140,13 @@ def _said(turn: Any, number: int) -> dict[str, Any]:
 def _of_alpaca(record: dict[str, Any]) -> Messages:
     if isinstance(record["instruction"], list):
         return _of_lists(record)
-    _need_text(record, "instruction", "input", "output", "system")
+    _need_text(record, "output")
+    return [*asked_of(record), {"role": "assistant", "content": record["output"]}]
+
+
+def asked_of(record: dict[str, Any]) -> Messages:
+    """All of a record of alpaca's that comes before its output; raises `Unfit`."""
+    _need_text(record, "instruction", "input", "system")
     parts = [record["instruction"], record.get("input") or ""]
     asked = "\n\n".join(part for part in parts if part.strip())
     if not asked:
@@ -148,7 +154,8 @@ def _of_alpaca(record: dict[str, Any]) -> Messages:
     history = record.get("history") or []
     if not isinstance(history, list) or not all(_is_turn(turn) for turn in history):
         raise Unfit("its history is not a list of [question, answer]")
-    return [*_system(record.get("system")), *_alternating([*history, (asked, record["output"])])]
+    question = {"role": "user", "content": asked}
+    return [*_system(record.get("system")), *_alternating(history), question]
 
 
 def _of_lists(record: dict[str, Any]) -> Messages:

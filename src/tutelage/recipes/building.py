@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 SAY_EVERY = 10  # seconds
+FORMS = ("jsonl", "json", "parquet", "csv")  # of files, by their names, that rows are read from
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,19 +66,16 @@ def build(
     config: Building,
     read: ReadFile,
     choice: Choice,
-    suffixes: tuple[str, ...] | None = None,
+    forms: tuple[str, ...] = FORMS,
     chosen: Callable[[Path], bool] = lambda path: True,
 ) -> None:
     """Find the files, write the data set, say what became of the rows.
 
-    `suffixes` are the ends of the files that can be read, where rows are not all that there is; of them only
-    the `chosen` ones are."""
+    `forms` are those of the files that can be read; of them only the `chosen` ones are."""
     from tutelage.data.builders.writing import NAMES, write
 
-    files = _files(config.input, config.input_splits, config, "--input_splits", suffixes, chosen)
-    held_out = _files(
-        config.val_input, config.val_input_splits, config, "--val_input_splits", suffixes, chosen
-    )
+    files = _files(config.input, config.input_splits, config, "--input_splits", forms, chosen)
+    held_out = _files(config.val_input, config.val_input_splits, config, "--val_input_splits", forms, chosen)
     outputs = [config.output_dir / name for name in NAMES.values()]
     for path in outputs:
         if path.resolve() in {file.resolve() for file in [*files, *held_out]}:
@@ -94,9 +92,9 @@ def build(
         too_long=_too_long(config),
     )
     for line in counts.lines():
-        print(line, file=sys.stderr)
+        _say(line)
     if config.val_percent and not counts.written["val"]:
-        print("no prompt was drawn to be held out: there is no val.jsonl", file=sys.stderr)
+        _say("no prompt was drawn to be held out: there is no val.jsonl")
     for path in outputs:
         if path.exists():
             print(path)
@@ -110,7 +108,7 @@ def _together(files: list[Path], read: ReadFile) -> Examples:
             yield example
             if time.monotonic() - said >= SAY_EVERY:
                 said = time.monotonic()
-                print(f"file {number} of {len(files)}: {count:,} rows of {file}", file=sys.stderr)
+                _say(f"file {number} of {len(files)}: {count:,} rows of {file}")
 
 
 def _too_long(config: Building) -> TooLong:
@@ -138,26 +136,29 @@ def _files(
     splits: tuple[str, ...],
     config: Building,
     flag: str,
-    suffixes: tuple[str, ...] | None,
+    forms: tuple[str, ...],
     chosen: Callable[[Path], bool],
 ) -> list[Path]:
     """The files of what was given: data sets are written out as such, folders are looked through."""
-    from tutelage.data.builders.raw_rows import SUFFIXES, data_files
-    from tutelage.data.saved import as_files
+    from tutelage.data.cache import DEFAULT_DIR
+    from tutelage.data.paths import files_of, form_of, one_each
+    from tutelage.data.saved import is_data_set, written_rows
 
-    suffixes = suffixes or SUFFIXES
-    if splits or any(not Path(path).exists() and not path.endswith(suffixes) for path in paths):
-        paths = tuple(
-            as_files(
-                paths,
-                splits,
-                cache_dir=config.cache_dir,
-                log=lambda text: print(text, file=sys.stderr),
-                flag=flag,
-            )
-        )
-    files = data_files(paths, suffixes)
+    cache_dir, files = (config.cache_dir or DEFAULT_DIR).expanduser(), list[Path]()
+    for given, split in zip(paths, one_each(splits, paths, flag), strict=True):
+        if is_data_set(given):
+            files.append(written_rows(given, split, cache_dir, _say, flag))
+            continue
+        found = files_of(given, split, flag, forms=forms)
+        for file in found.files:
+            if form_of(file.path) not in forms:
+                raise UserError(f"{file.path} cannot be read: a builder reads {', '.join(forms)} by its name")
+        files += [file.path for file in found.files]
     if files and not any(map(chosen, files)):
         named = ", ".join(sorted({file.name.split(".")[0] for file in files})[:5])
         raise UserError(f"none of the {len(files)} files is one that was asked for; there are {named}, ...")
     return [file for file in files if chosen(file)]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

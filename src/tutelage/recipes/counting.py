@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from tutelage.data.cut import CutReport
     from tutelage.data.paths import DataPath
+    from tutelage.data.sources import Source
     from tutelage.data.stats import Tally
     from tutelage.data.store import SampleStore
     from tutelage.recipes.data_stats import DataStatsConfig
@@ -52,7 +53,7 @@ def counted(config: DataStatsConfig, name: Literal["train", "val"]) -> Split:
     from tutelage.data.cut import cut
     from tutelage.data.dataset import encode_paths
     from tutelage.data.paths import find_data
-    from tutelage.data.sources import compares
+    from tutelage.data.sources import recognised
 
     train = name == "train"
     amounts = config.train_num_samples if train else config.val_num_samples
@@ -65,10 +66,13 @@ def counted(config: DataStatsConfig, name: Literal["train", "val"]) -> Split:
         log=say,
         flag=f"--{name}_data_splits",
     )
-    ranked = compares(files)
-    split = _tallied(files, amounts, name, ranked=ranked, skip_bad_rows=config.skip_bad_rows)
+    sources = recognised(files)
+    ranked = sources[0].kind == "ranked"
+    split = _tallied(files, sources, amounts, name, skip_bad_rows=config.skip_bad_rows)
     if config.counts_with is None:
         return split
+    if any(source.kind == "prompt" for source in sources):
+        raise UserError("nothing of prompts alone is learned; without ckpt_paths their words are counted")
     tokenizer, template = _text_of(config, split.tally)
     split.store, faults = encode_paths(
         files,
@@ -91,18 +95,22 @@ def counted(config: DataStatsConfig, name: Literal["train", "val"]) -> Split:
 
 
 def _tallied(
-    files: list[DataPath], amounts: tuple[float, ...], name: str, *, ranked: bool, skip_bad_rows: bool
+    files: list[DataPath],
+    sources: list[Source],
+    amounts: tuple[float, ...],
+    name: str,
+    *,
+    skip_bad_rows: bool,
 ) -> Split:
     from tutelage.data.faults import Faults
     from tutelage.data.read import sample_together, scan
-    from tutelage.data.sources import parse_sources
     from tutelage.data.stats import Tally
 
     if amounts and len(amounts) != len(files):
         raise UserError(
             f"--{name}_num_samples has {len(amounts)} values for {len(files)} paths; give one each"
         )
-    scanned = [scan(source) for source in parse_sources(files, ranked=ranked)]
+    scanned = [scan(source) for source in sources]
     faults = Faults()
     for rows in scanned:
         faults.extend(rows.faults)
@@ -119,14 +127,13 @@ def _tallied(
 def _text_of(config: DataStatsConfig, tally: Tally) -> Any:
     """The tokenizer, and a template if there are conversations to render."""
     from tutelage.checkpoint.tokenizer import load_tokenizer
-    from tutelage.text.template import Template
+    from tutelage.text.jinja_template import template_of
 
     assert config.counts_with is not None
     tokenizer = load_tokenizer(config.counts_with)
     if not any(tally.messages):
         return tokenizer, None
-    named = config.template_config
-    return tokenizer, Template.load(named) if named else Template.recognise(tokenizer)
+    return tokenizer, template_of(tokenizer, config.template_config)
 
 
 def say(line: str) -> None:

@@ -94,13 +94,11 @@ def run(config: DataConvertConfig) -> None:
 
 def _sources(config: DataConvertConfig, found: list[DataPath]) -> list[Source]:
     """The files, read as what they are to become."""
-    from tutelage.data.sources import compares, parse_sources
+    from tutelage.data.sources import parse_sources, recognised
 
-    ranked = config.to == "comparisons" or (config.to == "auto" and compares(found))
-    sources = parse_sources(found, ranked=ranked, prompts=config.to == "prompts")
-    if config.to == "auto" and all(source.kind == "jsonl" and not source.first for source in sources):
-        prompts = parse_sources(found, prompts=True)
-        sources = prompts if all(source.first for source in prompts) else sources
+    if config.to == "auto":
+        return recognised(found)
+    sources = parse_sources(found, ranked=config.to == "comparisons", prompts=config.to == "prompts")
     wanted = {"messages": "jsonl", "text": "text"}.get(config.to)
     if other := next((source for source in sources if wanted and source.kind != wanted), None):
         has = "conversations, which only a template makes texts of" if wanted == "text" else "plain texts"

@@ -27,8 +27,8 @@ from tutelage.errors import UserError
 
 if TYPE_CHECKING:
     from tutelage.data.encoded import Answered, Counts
+    from tutelage.data.faults import Faults
     from tutelage.data.legacy import Part
-    from tutelage.data.read import Faults
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,8 +68,8 @@ def run(config: DataImportConfig) -> None:
 
 
 def _import_pickles(config: DataImportConfig, path: Path) -> None:
+    from tutelage.data.faults import Faults
     from tutelage.data.legacy import parts_of, token_records
-    from tutelage.data.read import Faults
 
     if not config.allow_pickle:
         raise UserError(
@@ -129,8 +129,8 @@ def _import_prompts(config: DataImportConfig, part: Part, faults: Faults) -> Non
 
 
 def _import_stories(config: DataImportConfig, shards: list[Path]) -> None:
+    from tutelage.data.faults import Faults
     from tutelage.data.legacy import stories
-    from tutelage.data.read import Faults
 
     if len(shards) == 1:
         _say(f"{shards[0]} is the only shard: it is all for training")

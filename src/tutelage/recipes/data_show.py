@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class DataShowConfig:
     # Data
     train_data_paths: tuple[str, ...]
-    """jsonl:FILE with messages or text, text:FILE, a document a line, document:FILE, local:DIR, hub ids"""
+    """jsonl:FILE with messages or text, text:FILE, document:FILE, local:DIR, encoded:DIR, hub ids"""
     train_data_splits: tuple[
         str, ...
     ] = ()  # of each path that is a data set of the hub or local:; - for files
@@ -73,6 +73,7 @@ def run(config: DataShowConfig) -> None:
 
     from tutelage.data.cut import cut
     from tutelage.data.dataset import encode_paths
+    from tutelage.data.encoded import encoded_directories, holds_answers
     from tutelage.data.paths import find_data
     from tutelage.data.sources import compares
     from tutelage.report.inspect import histogram, show_line
@@ -80,8 +81,9 @@ def run(config: DataShowConfig) -> None:
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    directories = encoded_directories(config.train_data_paths)
     files = find_data(
-        config.train_data_paths,
+        () if directories else config.train_data_paths,
         config.train_data_splits,
         cache_dir=config.cache_dir,
         log=log,
@@ -89,12 +91,12 @@ def run(config: DataShowConfig) -> None:
         shapes=config.train_data_shapes,
         fields=config.data_fields,
     )
-    ranked = compares(files)
+    ranked = holds_answers(directories[0]) if directories else compares(files)
     if ranked and config.too_long == "split":
         raise UserError("too_long is split, and answers that are compared are truncated or dropped")
     tokenizer, template = _text_of(config, files, ranked=ranked)
     store, faults = encode_paths(
-        files,
+        directories or files,
         num_samples=config.train_num_samples,
         template=template,
         tokenizer=tokenizer,
@@ -120,7 +122,7 @@ def _text_of(
     from tutelage.data.sources import parse_sources
     from tutelage.text.jinja_template import template_of
 
-    sources = parse_sources(files, ranked=ranked)
+    sources = parse_sources(files, ranked=ranked)  # none where there are tokens already
     tokenizer = load_tokenizer(config.ckpt_paths[0])
     if all(source.kind == "text" for source in sources):
         return tokenizer, None

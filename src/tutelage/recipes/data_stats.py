@@ -43,7 +43,7 @@ class DataStatsConfig:
     # Model and text
     ckpt_paths: tuple[str, ...] = ()  # whose tokenizer counts: an HF directory, a hub id or a .gguf file
     tokenizer: str | None = None  # instead: a directory with a tokenizer
-    template_config: str | None = None  # a built-in name or a YAML file; default: the model's own
+    template_config: str | None = None  # a built-in name, a YAML file, or `model`; default: recognised
     max_seq_len: int | None = None  # positions of the longest document that is not cut; says what would be
     too_long: Literal["truncate", "drop", "split"] = "truncate"  # what would happen to longer ones
 

@@ -35,10 +35,15 @@ def encoded(
     training = split == "train"
     paths = config.train_data_paths if training else config.val_data_paths
     splits = config.train_data_splits if training else config.val_data_splits
-    found = encoded_directories(paths) or find_data(
+    shapes = config.train_data_shapes if training else config.val_data_shapes
+    directories = encoded_directories(paths)
+    if directories and (splits or shapes or (config.data_fields and not config.val_data_paths)):
+        flag = f"{split}_data_splits" if splits else f"{split}_data_shapes" if shapes else "data_fields"
+        raise UserError(f"--{flag} is for records, and {directories[0]} holds tokens; leave it out")
+    found = directories or find_data(
         paths,
         splits,
-        shapes=config.train_data_shapes if training else config.val_data_shapes,
+        shapes=shapes,
         fields=config.data_fields,
         cache_dir=config.cache_dir,
         log=say,
@@ -53,7 +58,7 @@ def encoded(
         too_long=too_long,
         max_cut_percent=config.max_cut_percent,
         skip_bad_rows=config.skip_bad_rows,
-        allow_unmasked=allow_unmasked,
+        allow_unmasked=allow_unmasked or bool(directories),  # whose weights no template can have got wrong
         workers=config.num_data_workers,
         cache_dir=config.cache_dir,
         log=say,

@@ -151,13 +151,14 @@ def _records(path: Path, template: Template, tokenizer: Tokenizer, context: int)
 
 def _record(number: int, raw: bytes, template: Template) -> _Record | tuple[int, str]:
     """What a line says, its texts not yet tokens; or its number and why it cannot be scored."""
+    from tutelage.data.compared_shapes import says_which_is_better
     from tutelage.data.comparison import comparison_fault, read_comparison
 
     try:
         line = json.loads(raw)
     except (ValueError, RecursionError) as error:
         return number, f"not JSON: {error}"
-    if isinstance(line, dict) and "messages" in line:
+    if isinstance(line, dict) and "messages" in line and not says_which_is_better(line):
         messages = with_tools(line["messages"], line.get("tools"))
         fault = template.fault(messages)
         if fault is None and messages[-1]["role"] != "assistant":

@@ -37,12 +37,23 @@ def read_model(content: bytes) -> tuple[Vocabulary, dict[str, str]]:
                 trainer = dict(_fields(value))
             elif field == _NORMALIZER:
                 normalizer = dict(_fields(value))
+        named = {
+            name: trainer.get(field, default.encode()).decode() for name, (field, default) in _NAMES.items()
+        }
+        charsmap = normalizer.get(_CHARSMAP, b"")
+        if type(charsmap) is not bytes:
+            raise ValueError
         tokens, scores, kinds = (list(column) for column in zip(*pieces, strict=True))
-    except (TypeError, LookupError, ValueError, struct.error) as error:
+    except (
+        AttributeError,
+        TypeError,
+        LookupError,
+        ValueError,
+        struct.error,
+    ) as error:  # fields of other types
         raise ValueError("it is damaged, or no SentencePiece model") from error
     _refuse_unsupported(trainer, normalizer, kinds)
     ids = {content: token for token, content in enumerate(tokens)}
-    named = {name: trainer.get(field, default.encode()).decode() for name, (field, default) in _NAMES.items()}
     named = {
         name: content
         for name, content in named.items()
@@ -55,7 +66,7 @@ def read_model(content: bytes) -> tuple[Vocabulary, dict[str, str]]:
         unknown=kinds.index(Kind.UNKNOWN),
         prefix=bool(normalizer.get(_PREFIX, True)),
         collapses=bool(normalizer.get(_COLLAPSES, True)),
-        charsmap=normalizer.get(_CHARSMAP, b""),
+        charsmap=charsmap,
         unigram=trainer.get(_MODEL_TYPE, _UNIGRAM) == _UNIGRAM,
         falls_back=bool(trainer.get(_BYTE_FALLBACK)),
     )
@@ -88,7 +99,7 @@ def _piece(message: bytes) -> tuple[str, float, int]:
     """The text, the score and the kind of a token."""
     found = dict(_fields(message))
     (score,) = struct.unpack("<f", found.get(2, bytes(4)))
-    return found[1].decode(), score, found.get(3, Kind.NORMAL)
+    return found[1].decode(), score, Kind(found.get(3, Kind.NORMAL))
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:

@@ -1,40 +1,20 @@
-"""The rows of published data sets, one at a time: JSON lines (gzipped or not), JSON, parquet, folders of
-them."""
+"""The rows of published data sets, one at a time: JSON lines, JSON values, parquet, CSV, compressed."""
 
-import gzip
 import hashlib
 import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tutelage.data.paths import form_of
+from tutelage.data.tables import open_bytes, table_rows
 from tutelage.errors import UserError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 LARGEST_JSON = 1 << 30  # bytes of a file that is one value, which is held in memory
 Row = dict[str, Any]
 Placed = tuple[str, Row | str]  # where a row stands, and the row or what is wrong with it
-
-
-def data_files(paths: Sequence[str], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """Every file that `paths` name: files as they are, of folders all below that end in one of `suffixes`."""
-    found = []
-    for given in paths:
-        path = Path(given.removeprefix("jsonl:")).expanduser()
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.name.endswith(suffixes))
-            if not inside:
-                raise UserError(f"{path} holds no file that ends in {', '.join(suffixes)}")
-            found += inside
-        elif not path.exists():
-            raise UserError(f"{path} does not exist")
-        elif not path.name.endswith(suffixes):
-            raise UserError(f"{path} cannot be read: give a file that ends in {', '.join(suffixes)}")
-        else:
-            found.append(path)
-    return found
 
 
 def rows_of(path: Path) -> Iterator[Placed]:
@@ -42,9 +22,10 @@ def rows_of(path: Path) -> Iterator[Placed]:
 
     A file that is one JSON value has the rows that its array has, or its "data", or its values that are
     objects. A file that cannot be read at all is refused."""
-    if path.name.endswith(".parquet"):
-        yield from _parquet(path)
-    elif path.name.endswith((".json", ".json.gz")) and (value := _whole(path)) is not None:
+    form = form_of(path)
+    if form in ("parquet", "csv"):
+        yield from ((f"{path}:{number}", row) for number, row in table_rows(path, form))
+    elif form == "json" and (value := _whole(path)) is not None:
         for name, row in _members(value):
             yield f"{path}:{name}", row if isinstance(row, dict) else "not an object"
     else:
@@ -87,7 +68,7 @@ def number(value: Any) -> float | None:
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """The lines of a text file, gzipped or not, without their ends."""
+    """The lines of a text file, compressed or not, without their ends."""
     for number, raw in enumerate(_raw_lines(path), start=1):
         try:
             yield raw.decode().rstrip("\r\n")
@@ -97,9 +78,9 @@ def lines_of(path: Path) -> Iterator[str]:
 
 def _raw_lines(path: Path) -> Iterator[bytes]:
     try:
-        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+        with open_bytes(path) as file:
             yield from file
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path} cannot be read to its end: {error}") from error
 
 
@@ -137,14 +118,3 @@ def _parse(raw: bytes) -> Row | str:
     except (ValueError, RecursionError):  # also what is not UTF-8
         return "not JSON"
     return row if isinstance(row, dict) else "not an object"
-
-
-def _parquet(path: Path) -> Iterator[Placed]:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-        for number, row in enumerate(rows, start=1):
-            yield f"{path}:{number}", dict(row)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tutelage import cli
 from tutelage.checkpoint.hf import load_model, save_model
-from tutelage.checkpoint.llama2c_write import write_llama2c
+from tutelage.checkpoint.llama2c.write import write_llama2c
 from tutelage.checkpoint.streamed import Held
 from tutelage.model.config import ModelConfig
 

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from tutelage.checkpoint import source
 from tutelage.checkpoint.hf import load_model, save_model
-from tutelage.checkpoint.llama2c_write import write_checkpoint
+from tutelage.checkpoint.llama2c.write import write_checkpoint
 from tutelage.checkpoint.streamed import Held
-from tutelage.checkpoint.torch_file_write import write_torch
+from tutelage.checkpoint.torch_file.write import write_torch
 from tutelage.recipes.convert import bytes_in
 
 FORMATS = [

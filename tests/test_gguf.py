@@ -12,7 +12,7 @@ from tiny_models import CONFIGS, WINDOW, oracle, ours, positions_of, random_toke
 from transformers import AutoModelForCausalLM
 
 from tutelage.checkpoint import source
-from tutelage.checkpoint.gguf_file import read_header
+from tutelage.checkpoint.gguf.file import read_header
 from tutelage.checkpoint.hf import check_files, load_config, load_model
 from tutelage.errors import UserError
 from tutelage.model.rope import frequencies

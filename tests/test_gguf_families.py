@@ -7,8 +7,8 @@ from gguf import GGMLQuantizationType as Kind
 from tokenizers import models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tutelage.checkpoint.gguf_file import read_header
-from tutelage.checkpoint.gguf_write import write_gguf
+from tutelage.checkpoint.gguf.file import read_header
+from tutelage.checkpoint.gguf.write import write_gguf
 from tutelage.checkpoint.hf import load_model, open_source
 from tutelage.errors import UserError
 from tutelage.model.families import FAMILIES

@@ -13,8 +13,8 @@ from tiny_chat import byte_tokenizer
 from tiny_sentencepiece import stories
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
-from tutelage.checkpoint.gguf_cuts import name_of_cut
-from tutelage.checkpoint.gguf_vocabulary import vocabulary_settings
+from tutelage.checkpoint.gguf.cuts import name_of_cut
+from tutelage.checkpoint.gguf.vocabulary import vocabulary_settings
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig

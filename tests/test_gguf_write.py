@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tutelage.checkpoint import source as source_file
-from tutelage.checkpoint.gguf_file import read_header
-from tutelage.checkpoint.gguf_rope import llama3_factors, rope_settings
-from tutelage.checkpoint.gguf_write import write_gguf
+from tutelage.checkpoint.gguf.file import read_header
+from tutelage.checkpoint.gguf.rope import llama3_factors, rope_settings
+from tutelage.checkpoint.gguf.write import write_gguf
 from tutelage.checkpoint.hf import load_config, load_model, open_source
 from tutelage.cli import main
 from tutelage.errors import UserError

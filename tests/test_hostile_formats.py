@@ -13,8 +13,8 @@ from tiny_runs import base_model
 
 from tutelage.checkpoint.hf import load_model, read_adapter
 from tutelage.checkpoint.instructllama import write_instructllama
-from tutelage.checkpoint.llama2c_tokenizer import read_tokenizer_bin
-from tutelage.checkpoint.llama2c_write import write_llama2c
+from tutelage.checkpoint.llama2c.tokenizer import read_tokenizer_bin
+from tutelage.checkpoint.llama2c.write import write_llama2c
 from tutelage.checkpoint.streamed import Held
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer, initialise_

@@ -15,7 +15,7 @@ from tiny_models import oracle, ours
 
 from tutelage.checkpoint import source
 from tutelage.checkpoint.hf import load_config, load_model
-from tutelage.checkpoint.litgpt_write import refuse_for_litgpt, write_litgpt
+from tutelage.checkpoint.litgpt.write import refuse_for_litgpt, write_litgpt
 from tutelage.checkpoint.streamed import Held
 from tutelage.model.transformer import Transformer
 

@@ -15,8 +15,8 @@ from tiny_data import refusal
 
 from tutelage import cli
 from tutelage.checkpoint.hf import load_config, load_model, save_model
-from tutelage.checkpoint.llama2c import Llama2cSource, find_llama2c
-from tutelage.checkpoint.llama2c_write import write_llama2c
+from tutelage.checkpoint.llama2c.model import Llama2cSource, find_llama2c
+from tutelage.checkpoint.llama2c.write import write_llama2c
 from tutelage.checkpoint.streamed import Held
 from tutelage.infer.engine import generate
 from tutelage.infer.sampling import Sampling

@@ -10,8 +10,8 @@ from llama2c_models import piece_tokenizer, pieces, tiny
 from tiny_data import refusal
 from tiny_tokenizer import tiny_tokenizer
 
-from tutelage.checkpoint.llama2c_tokenizer import read_tokenizer_bin, write_tokenizer_bin
-from tutelage.checkpoint.llama2c_write import write_llama2c
+from tutelage.checkpoint.llama2c.tokenizer import read_tokenizer_bin, write_tokenizer_bin
+from tutelage.checkpoint.llama2c.write import write_llama2c
 from tutelage.checkpoint.streamed import Held
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.data.stories.plots import story

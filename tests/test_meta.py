@@ -11,8 +11,8 @@ from llama2c_models import logits, tiny
 from tiny_data import refusal
 
 from tutelage.checkpoint.hf import load_config, load_model
-from tutelage.checkpoint.meta_params import SCALING, SCALING_TIED, meta_ffn_dim, meta_width
-from tutelage.checkpoint.meta_write import (
+from tutelage.checkpoint.meta.params import SCALING, SCALING_TIED, meta_ffn_dim, meta_width
+from tutelage.checkpoint.meta.write import (
     refuse_for_meta,
     write_meta,
 )

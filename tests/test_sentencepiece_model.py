@@ -10,7 +10,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tiny_sentencepiece import texts, write_model
 from transformers import AutoTokenizer
 
-from tutelage.checkpoint.gguf_file import read_header
+from tutelage.checkpoint.gguf.file import read_header
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.errors import UserError
 from tutelage.text.tokenizer import Tokenizer

@@ -14,8 +14,8 @@ from materials import llama_cpp_converter, smollm2_gguf
 from tiny_sentencepiece import stories
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
 
-from tutelage.checkpoint.gguf_file import read_header
-from tutelage.checkpoint.gguf_write import KINDS, write_gguf
+from tutelage.checkpoint.gguf.file import read_header
+from tutelage.checkpoint.gguf.write import KINDS, write_gguf
 from tutelage.checkpoint.hf import load_model, open_source, save_model
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.infer.engine import generate

@@ -16,8 +16,8 @@ from tiny_data import refusal
 
 from tutelage.checkpoint import source
 from tutelage.checkpoint.streamed import Held, streamed
-from tutelage.checkpoint.torch_file import Inert, read_state, read_tensors, read_torch
-from tutelage.checkpoint.torch_file_write import write_torch
+from tutelage.checkpoint.torch_file.read import Inert, read_state, read_tensors, read_torch
+from tutelage.checkpoint.torch_file.write import write_torch
 from tutelage.errors import UserError
 
 WIDE = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))

@@ -13,8 +13,8 @@ from tiny_models import oracle, ours
 
 from tutelage.checkpoint.hf import load_config, load_model, save_model
 from tutelage.checkpoint.instructllama import refuse_what_it_cannot
-from tutelage.checkpoint.llama2c_write import refuse_other_arithmetic
-from tutelage.checkpoint.meta_write import refuse_for_meta, refuse_for_torchllms, write_torchllms_model
+from tutelage.checkpoint.llama2c.write import refuse_other_arithmetic
+from tutelage.checkpoint.meta.write import refuse_for_meta, refuse_for_torchllms, write_torchllms_model
 from tutelage.checkpoint.streamed import Held
 
 

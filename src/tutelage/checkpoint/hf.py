@@ -13,11 +13,11 @@ from tutelage.checkpoint.adapter import StoredAdapter, fingerprint, merged
 from tutelage.checkpoint.aside import written_aside
 from tutelage.checkpoint.config_values import check_values
 from tutelage.checkpoint.generation_config import with_generation_config, write_generation_config
-from tutelage.checkpoint.gguf import GGUFSource, gguf_config
+from tutelage.checkpoint.gguf.model import GGUFSource, gguf_config
 from tutelage.checkpoint.hub import local_path
 from tutelage.checkpoint.json_file import read_object
-from tutelage.checkpoint.litgpt import LitGPTSource, find_litgpt
-from tutelage.checkpoint.llama2c import Llama2cSource, find_llama2c
+from tutelage.checkpoint.litgpt.model import LitGPTSource, find_litgpt
+from tutelage.checkpoint.llama2c.model import Llama2cSource, find_llama2c
 from tutelage.checkpoint.note import read_note
 from tutelage.checkpoint.peft import CONFIG as ADAPTER_CONFIG
 from tutelage.checkpoint.peft import read_peft

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from tutelage.checkpoint.aside import written_aside
 from tutelage.checkpoint.json_file import read_object
-from tutelage.checkpoint.meta_names import from_meta
-from tutelage.checkpoint.meta_params import PARAMS
-from tutelage.checkpoint.meta_tensors import meta_tensors
+from tutelage.checkpoint.meta.names import from_meta
+from tutelage.checkpoint.meta.params import PARAMS
+from tutelage.checkpoint.meta.tensors import meta_tensors
 from tutelage.checkpoint.peft_config import is_number
 from tutelage.checkpoint.rotary import is_turned, rows_as_halves
 from tutelage.checkpoint.source import EMBEDDING, Source
-from tutelage.checkpoint.torch_file import HeldTensor, StoredTensor, read_state
-from tutelage.checkpoint.torch_file_write import write_torch
+from tutelage.checkpoint.torch_file.read import HeldTensor, StoredTensor, read_state
+from tutelage.checkpoint.torch_file.write import write_torch
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.score import PARAMETER as SCORE

@@ -21,7 +21,7 @@ from torch import Tensor
 from tutelage.checkpoint.adapter import LowRank, StoredAdapter
 from tutelage.checkpoint.peft_config import CONFIG, check_targets, of_pattern, read_config
 from tutelage.checkpoint.source import parameter_shapes
-from tutelage.checkpoint.torch_file import read_tensors
+from tutelage.checkpoint.torch_file.read import read_tensors
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.roles import PARAMETER as ROLES

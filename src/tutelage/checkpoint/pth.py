@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from tutelage.checkpoint.instructllama import InstructLlamaSource
-from tutelage.checkpoint.meta import SHARD, MetaSource
-from tutelage.checkpoint.meta_params import PARAMS
-from tutelage.checkpoint.torch_file import read_state
+from tutelage.checkpoint.meta.model import SHARD, MetaSource
+from tutelage.checkpoint.meta.params import PARAMS
+from tutelage.checkpoint.torch_file.read import read_state
 from tutelage.checkpoint.torchllms_lora import ARGS, newest
 from tutelage.errors import UserError
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tutelage.checkpoint.json_file import read_object
-from tutelage.checkpoint.torch_file import HeldTensor, StoredTensor, read_state
+from tutelage.checkpoint.torch_file.read import HeldTensor, StoredTensor, read_state
 from tutelage.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

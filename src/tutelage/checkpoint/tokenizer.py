@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from tutelage.checkpoint.gguf_file import header_of
-from tutelage.checkpoint.gguf_tokenizer import tokenizer_parts
+from tutelage.checkpoint.gguf.file import header_of
+from tutelage.checkpoint.gguf.tokenizer import tokenizer_parts
 from tutelage.checkpoint.hub import local_path
-from tutelage.checkpoint.llama2c_tokenizer import is_tokenizer_bin, read_tokenizer_bin
+from tutelage.checkpoint.llama2c.tokenizer import is_tokenizer_bin, read_tokenizer_bin
 from tutelage.errors import UserError
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.text.tokenizer_files import is_tokenizer_file

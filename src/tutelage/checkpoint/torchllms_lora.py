@@ -13,10 +13,10 @@ from torch import Tensor
 
 from tutelage.checkpoint.adapter import LowRank, StoredAdapter
 from tutelage.checkpoint.json_file import read_object
-from tutelage.checkpoint.meta_names import block_of, from_meta, to_meta
+from tutelage.checkpoint.meta.names import block_of, from_meta, to_meta
 from tutelage.checkpoint.peft_config import is_number
 from tutelage.checkpoint.rotary import halves_to_pairs, is_turned, pairs_to_halves
-from tutelage.checkpoint.torch_file import read_tensors
+from tutelage.checkpoint.torch_file.read import read_tensors
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.score import PARAMETER as SCORE

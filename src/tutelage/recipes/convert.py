@@ -157,7 +157,7 @@ def _write_adapter(chain: Chain, config: ConvertConfig) -> None:
 
     from tutelage.checkpoint.adapter import check_fits, check_trained_on, for_tied, shape_with
     from tutelage.checkpoint.hf import config_of, fingerprint_of, read_adapter
-    from tutelage.checkpoint.meta_write import refuse_for_torchllms
+    from tutelage.checkpoint.meta.write import refuse_for_torchllms
     from tutelage.checkpoint.note import note_of, read_note
     from tutelage.checkpoint.peft import write_peft
     from tutelage.checkpoint.torchllms_lora import write_torchllms

@@ -8,19 +8,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tutelage.checkpoint.gguf_write import KINDS, write_gguf
+from tutelage.checkpoint.gguf.write import KINDS, write_gguf
 from tutelage.checkpoint.hf import save_model
 from tutelage.checkpoint.instructllama import refuse_what_it_cannot, write_instructllama
-from tutelage.checkpoint.litgpt_write import refuse_for_litgpt, write_litgpt
-from tutelage.checkpoint.llama2c_tokenizer import write_tokenizer_bin
-from tutelage.checkpoint.llama2c_write import (
+from tutelage.checkpoint.litgpt.write import refuse_for_litgpt, write_litgpt
+from tutelage.checkpoint.llama2c.tokenizer import write_tokenizer_bin
+from tutelage.checkpoint.llama2c.write import (
     group_of,
     in_groups,
     refuse_other_arithmetic,
     write_checkpoint,
     write_llama2c,
 )
-from tutelage.checkpoint.meta_write import (
+from tutelage.checkpoint.meta.write import (
     refuse_for_meta,
     refuse_for_torchllms,
     write_meta,

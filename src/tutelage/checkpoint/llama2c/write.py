@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from tutelage.checkpoint.aside import written_aside
-from tutelage.checkpoint.llama2c import EPS, HEADER_BYTES, MAGIC, THETA, in_order
-from tutelage.checkpoint.meta_tensors import in_pairs, meta_tensors
+from tutelage.checkpoint.llama2c.model import EPS, HEADER_BYTES, MAGIC, THETA, in_order
+from tutelage.checkpoint.meta.tensors import in_pairs, meta_tensors
 from tutelage.checkpoint.source import Source, parameter_shapes
 from tutelage.checkpoint.streamed import Streamed
-from tutelage.checkpoint.torch_file_write import write_torch
+from tutelage.checkpoint.torch_file.write import write_torch
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.rope import frequencies

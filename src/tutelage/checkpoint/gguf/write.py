@@ -12,11 +12,11 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from torch import Tensor
 
-from tutelage.checkpoint.gguf import config_of
-from tutelage.checkpoint.gguf_file import Header, Stored
-from tutelage.checkpoint.gguf_names import Architecture, architecture_for
-from tutelage.checkpoint.gguf_rope import FACTORS, llama3_factors, rope_settings
-from tutelage.checkpoint.gguf_vocabulary import vocabulary_settings
+from tutelage.checkpoint.gguf.file import Header, Stored
+from tutelage.checkpoint.gguf.model import config_of
+from tutelage.checkpoint.gguf.names import Architecture, architecture_for
+from tutelage.checkpoint.gguf.rope import FACTORS, llama3_factors, rope_settings
+from tutelage.checkpoint.gguf.vocabulary import vocabulary_settings
 from tutelage.checkpoint.rotary import rows_as_pairs
 from tutelage.checkpoint.source import Source, parameter_shapes, pieces
 from tutelage.errors import UserError

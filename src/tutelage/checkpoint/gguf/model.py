@@ -8,9 +8,9 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 from torch import Tensor
 
-from tutelage.checkpoint.gguf_file import Header, Stored, header_of
-from tutelage.checkpoint.gguf_names import Architecture, architecture_of
-from tutelage.checkpoint.gguf_rope import FACTORS, rope_parameters
+from tutelage.checkpoint.gguf.file import Header, Stored, header_of
+from tutelage.checkpoint.gguf.names import Architecture, architecture_of
+from tutelage.checkpoint.gguf.rope import FACTORS, rope_parameters
 from tutelage.checkpoint.rotary import rows_as_halves
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage.checkpoint.meta_names import from_meta
+from tutelage.checkpoint.meta.names import from_meta
 from tutelage.checkpoint.rotary import is_turned, rows_as_halves
 from tutelage.checkpoint.source import EMBEDDING, HEAD, parameter_shapes, same_rows
-from tutelage.checkpoint.torch_file import Inert, read_torch
+from tutelage.checkpoint.torch_file.read import Inert, read_torch
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 

@@ -9,10 +9,10 @@ import yaml
 
 from tutelage.checkpoint.aside import written_aside
 from tutelage.checkpoint.generation_config import write_generation_config
-from tutelage.checkpoint.litgpt import CONFIG, FIXED, FUSED, KINDS, NORMS, SCALING, WEIGHTS, names_in
+from tutelage.checkpoint.litgpt.model import CONFIG, FIXED, FUSED, KINDS, NORMS, SCALING, WEIGHTS, names_in
 from tutelage.checkpoint.source import EMBEDDING, HEAD, Source, parameter_shapes
 from tutelage.checkpoint.streamed import Streamed, below_each_other
-from tutelage.checkpoint.torch_file_write import write_torch
+from tutelage.checkpoint.torch_file.write import write_torch
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.families import FAMILIES

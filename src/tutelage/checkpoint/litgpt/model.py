@@ -17,7 +17,7 @@ from tutelage.checkpoint.config_values import check_values
 from tutelage.checkpoint.generation_config import with_generation_config
 from tutelage.checkpoint.source import EMBEDDING, HEAD, same_rows
 from tutelage.checkpoint.streamed import Rows
-from tutelage.checkpoint.torch_file import HeldTensor, StoredTensor, read_torch
+from tutelage.checkpoint.torch_file.read import HeldTensor, StoredTensor, read_torch
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from tutelage.checkpoint.gguf_cuts import cut_called
-from tutelage.checkpoint.gguf_file import Header
+from tutelage.checkpoint.gguf.cuts import cut_called
+from tutelage.checkpoint.gguf.file import Header
 from tutelage.errors import UserError
 from tutelage.text import sentencepiece_model
 from tutelage.text.byte_level import byte_level

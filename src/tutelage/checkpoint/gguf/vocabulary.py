@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from tutelage.checkpoint.gguf_cuts import name_of_cut
+from tutelage.checkpoint.gguf.cuts import name_of_cut
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.text.sentencepiece_file import read_model

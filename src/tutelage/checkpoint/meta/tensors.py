@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from tutelage.checkpoint.meta_names import OUTSIDE, block_of, to_meta
+from tutelage.checkpoint.meta.names import OUTSIDE, block_of, to_meta
 from tutelage.checkpoint.rotary import is_turned, rows_as_pairs
 from tutelage.checkpoint.source import EMBEDDING, HEAD, Source, parameter_shapes
 from tutelage.checkpoint.streamed import Rows, Streamed

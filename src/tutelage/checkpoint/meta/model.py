@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tutelage.checkpoint.meta_names import BLOCK, OLMO2, from_meta
-from tutelage.checkpoint.meta_params import PARAMS, config_of
+from tutelage.checkpoint.meta.names import BLOCK, OLMO2, from_meta
+from tutelage.checkpoint.meta.params import PARAMS, config_of
 from tutelage.checkpoint.rotary import is_turned, rows_as_halves
 from tutelage.checkpoint.source import EMBEDDING, HEAD, same_rows
 from tutelage.checkpoint.streamed import below_each_other
-from tutelage.checkpoint.torch_file import HeldTensor, StoredTensor, read_state
+from tutelage.checkpoint.torch_file.read import HeldTensor, StoredTensor, read_state
 from tutelage.errors import UserError
 
 SHARD = re.compile(r"consolidated\.(\d\d)\.pth")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tutelage.checkpoint.aside import written_aside
-from tutelage.checkpoint.meta_params import (
+from tutelage.checkpoint.meta.params import (
     LLAMA3_VOCABULARY,
     PARAMS,
     SCALING,
@@ -17,10 +17,10 @@ from tutelage.checkpoint.meta_params import (
     meta_params,
     torchllms_params,
 )
-from tutelage.checkpoint.meta_tensors import meta_tensors
+from tutelage.checkpoint.meta.tensors import meta_tensors
 from tutelage.checkpoint.source import Source
 from tutelage.checkpoint.streamed import Rows, Streamed
-from tutelage.checkpoint.torch_file_write import write_torch
+from tutelage.checkpoint.torch_file.write import write_torch
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.families import FAMILIES

@@ -84,7 +84,7 @@ def test_files_that_are_not_the_model_are_refused(model, tmp_path, capsys, monke
         ]
         write_torch(renamed, path, around)
 
-    monkeypatch.setattr("tutelage.checkpoint.meta_write.write_torch", wrong)
+    monkeypatch.setattr("tutelage.checkpoint.meta.write.write_torch", wrong)
     words = ["convert", model, "--output", tmp_path / "out", "--format", "meta", "--verify"]
     code, _, err = tell(capsys, *words)
     assert code == 2

@@ -92,9 +92,11 @@ def gradients(model, objective, batches):
 
 
 def assert_equal_runs(one, other, tolerance=1e-5):
+    """Gradients by the largest of their tensor where that is above 1: SPPO's are tens, their rounding too."""
     assert one[0] == pytest.approx(other[0], rel=tolerance, abs=tolerance)
     for a, b in zip(one[1], other[1], strict=True):
-        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+        scale = max(1.0, float(b.abs().max()))
+        torch.testing.assert_close(a, b, atol=tolerance * scale, rtol=tolerance)
     assert one[2] == pytest.approx(other[2], rel=1e-4, abs=1e-4)
 
 

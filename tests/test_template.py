@@ -80,6 +80,7 @@ OF_MESSAGES = {  # of each built-in: what is the system's, the user's and the as
     "qwen2.5_instruct": (*CHATML[:2], "\nHello!<|im_end|>\n"),
     "qwen2.5_torchllms": CHATML,
     "qwen3": THOUGHT,
+    "qwen3_instruct_2507": (*CHATML[:2], "Hello!<|im_end|>\n"),
     "qwen3_no_thinking": THOUGHT,
     "llama2": ("<<SYS>>\nBe brief.\n<</SYS>>\n\n", "Hi there [/INST]", " Hello! </s>"),
     "llama3_instruct": LLAMA3,

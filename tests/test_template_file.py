@@ -13,8 +13,8 @@ from tutelage.text.template_file import BUILT_INS, built_in_names
 NAMES = (
     "alpaca, chatml, gemma, gemma3, llama2, llama3.1_instruct, llama3.2_instruct, llama3_instruct, "
     "mistral_instruct, mistral_tekken, mistral_v1, mistral_v7, olmo2_instruct, phi3, phi3.5, phi3_medium, "
-    "phi3_mini_2024-04, phi3_small, plain, qwen2.5_instruct, qwen2.5_torchllms, qwen3, qwen3_no_thinking, "
-    "smollm2, storyteller, zephyr"
+    "phi3_mini_2024-04, phi3_small, plain, qwen2.5_instruct, qwen2.5_torchllms, qwen3, "
+    "qwen3_instruct_2507, qwen3_no_thinking, smollm2, storyteller, zephyr"
 )
 
 

@@ -10,11 +10,11 @@ copies stay together, goes to SHARDS/val instead. Build each source by itself to
 """
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.errors import UserError
+from tutelage.recipes.saying import say
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +57,7 @@ def run(config: BuildPretrainConfig) -> None:
         config.train_data_paths,
         config.train_data_splits,
         cache_dir=config.cache_dir,
-        log=lambda text: print(text, file=sys.stderr),
+        log=say,
         flag="--train_data_splits",
     )
     sources = parse_sources(found)
@@ -79,9 +79,8 @@ def run(config: BuildPretrainConfig) -> None:
     for split, meta in built.items():
         left_out = [f"{meta['empty']:,} empty ones"] if meta["empty"] else []
         left_out += [f"{meta['bad_rows_skipped']:,} bad rows"] if meta["bad_rows_skipped"] else []
-        print(
+        say(
             f"{config.output_dir / split}: {meta['tokens']:,} tokens of {meta['documents']:,} documents, "
             f"{meta['text_bytes'] / max(meta['tokens'], 1):.2f} bytes of text in each token"
-            + (f"; left out of all: {', '.join(left_out)}" if left_out and split == "train" else ""),
-            file=sys.stderr,
+            + (f"; left out of all: {', '.join(left_out)}" if left_out and split == "train" else "")
         )

@@ -11,12 +11,12 @@ the way, the same command goes on from the last finished shard.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tutelage.errors import UserError
+from tutelage.recipes.saying import say
 
 if TYPE_CHECKING:
     from tutelage.data.stories.storyteller_build import Shard
@@ -54,9 +54,9 @@ def run(config: BuildStorytellerConfig) -> None:
         (config.output_dir / DONE).unlink(missing_ok=True)
         with ByteBar("reading") as bar:
             total = build(shards, config.output_dir, workers=config.num_data_workers, on_bytes=bar.update)
-        print(f"{total.train:,} stories to train on, {total.val:,} held out", file=sys.stderr)
+        say(f"{total.train:,} stories to train on, {total.val:,} held out")
         if total.skipped:
-            print(f"{total.skipped:,} skipped, the first of them {total.first_skipped}", file=sys.stderr)
+            say(f"{total.skipped:,} skipped, the first of them {total.first_skipped}")
     for name in NAMES.values():
         print(config.output_dir / name)
 
@@ -73,5 +73,5 @@ def _built(config: BuildStorytellerConfig, shards: list[Shard]) -> bool:
             f"{config.output_dir} was built from other shards or with other settings; "
             "give --overwrite to build it anew, or another --output_dir"
         )
-    print(f"{config.output_dir} is already built", file=sys.stderr)
+    say(f"{config.output_dir} is already built")
     return True

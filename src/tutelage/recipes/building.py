@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tutelage.errors import UserError
+from tutelage.recipes.saying import say
 
 if TYPE_CHECKING:
     from tutelage.data.builders.raw_rows import Row
@@ -92,9 +92,9 @@ def build(
         too_long=_too_long(config),
     )
     for line in counts.lines():
-        _say(line)
+        say(line)
     if config.val_percent and not counts.written["val"]:
-        _say("no prompt was drawn to be held out: there is no val.jsonl")
+        say("no prompt was drawn to be held out: there is no val.jsonl")
     for path in outputs:
         if path.exists():
             print(path)
@@ -108,7 +108,7 @@ def _together(files: list[Path], read: ReadFile) -> Examples:
             yield example
             if time.monotonic() - said >= SAY_EVERY:
                 said = time.monotonic()
-                _say(f"file {number} of {len(files)}: {count:,} rows of {file}")
+                say(f"file {number} of {len(files)}: {count:,} rows of {file}")
 
 
 def _too_long(config: Building) -> TooLong:
@@ -147,7 +147,7 @@ def _files(
     cache_dir, files = (config.cache_dir or DEFAULT_DIR).expanduser(), list[Path]()
     for given, split in zip(paths, one_each(splits, paths, flag), strict=True):
         if is_data_set(given):
-            files.append(written_rows(given, split, cache_dir, _say, flag))
+            files.append(written_rows(given, split, cache_dir, say, flag))
             continue
         found = files_of(given, split, flag, forms=forms)
         for file in found.files:
@@ -158,7 +158,3 @@ def _files(
         named = ", ".join(sorted({file.name.split(".")[0] for file in files})[:5])
         raise UserError(f"none of the {len(files)} files is one that was asked for; there are {named}, ...")
     return [file for file in files if chosen(file)]
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tutelage.errors import UserError
 from tutelage.recipes.inference import InferenceConfig, load_text, load_weights, sampling_of
+from tutelage.recipes.saying import say
 
 if TYPE_CHECKING:
     from tutelage.infer.chat import ChatSession
@@ -44,7 +45,7 @@ def run(config: ChatConfig) -> None:
     if sys.stdin.isatty():
         import readline  # noqa: F401  gives input() a history and editing
 
-        _note(f"template {template.name}; {RESET} starts anew, Ctrl-C stops an answer, Ctrl-D ends")
+        say(f"template {template.name}; {RESET} starts anew, Ctrl-C stops an answer, Ctrl-D ends")
     try:
         session.reset(_line("system (empty: none): ") if config.system is None else config.system)
         while True:
@@ -78,21 +79,17 @@ def _answer(session: ChatSession, line: str) -> None:
         _write("\n")
         return
     except UserError as error:
-        _note(f"error: {error}")
+        say(f"error: {error}")
         return
     _write("\n")
     if reply.forgotten:
-        _note(f"(the context is full: the {reply.forgotten} oldest messages were forgotten)")
+        say(f"(the context is full: the {reply.forgotten} oldest messages were forgotten)")
     if reply.stop_reason == "length":
-        _note(f"(stopped after {session.max_new_tokens} tokens; --max_new_tokens allows more)")
+        say(f"(stopped after {session.max_new_tokens} tokens; --max_new_tokens allows more)")
     if reply.stop_reason == "context":
-        _note("(stopped: the context is full)")
+        say("(stopped: the context is full)")
 
 
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -21,12 +21,12 @@ megabytes at a time, so a model of any size is converted in little memory.
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tutelage.errors import UserError
+from tutelage.recipes.saying import say
 
 if TYPE_CHECKING:
     from tutelage.recipes.chain import Chain
@@ -147,9 +147,9 @@ def run(config: ConvertConfig) -> None:
     if config.verify:
         verified(conversion, config.format)
     if shape.role_embeddings and config.format == "hf":
-        print(f"note: {NOTE}", file=sys.stderr)
+        say(f"note: {NOTE}")
     name = "int8" if config.format == "llama2c_v2" else str(conversion.dtype).removeprefix("torch.")
-    print(f"{config.output}: {shape.n_parameters:,} parameters, {name}", file=sys.stderr)
+    say(f"{config.output}: {shape.n_parameters:,} parameters, {name}")
 
 
 def _write_adapter(chain: Chain, config: ConvertConfig) -> None:
@@ -184,4 +184,4 @@ def _write_adapter(chain: Chain, config: ConvertConfig) -> None:
         )
         note = read_note(chain.adapters[-1])
         note_of(shape_of(chain), chain.adapters[:-1], note.rounding).write(config.output)
-    print(f"{config.output}: {len(stored.layers)} layers' adapters", file=sys.stderr)
+    say(f"{config.output}: {len(stored.layers)} layers' adapters")

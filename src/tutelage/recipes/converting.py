@@ -29,7 +29,7 @@ from tutelage.checkpoint.meta.write import (
 from tutelage.checkpoint.source import Source
 from tutelage.model.config import ModelConfig
 from tutelage.recipes.merging import padded_as_trained
-from tutelage.recipes.preparing import say
+from tutelage.recipes.saying import say
 from tutelage.recipes.verifying import verify
 from tutelage.text.tokenizer import Tokenizer
 

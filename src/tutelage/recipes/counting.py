@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage.errors import UserError
+from tutelage.recipes.saying import say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,8 +134,3 @@ def _text_of(config: DataStatsConfig, tally: Tally) -> Any:
     if not any(tally.messages):
         return tokenizer, None
     return tokenizer, template_of(tokenizer, config.template_config)
-
-
-def say(line: str) -> None:
-    """A line for the person who watches; standard output belongs to results."""
-    print(line, file=sys.stderr, flush=True)

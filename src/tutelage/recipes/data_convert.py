@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage.errors import UserError
+from tutelage.recipes.saying import say
 
 if TYPE_CHECKING:
     from tutelage.data.comparison import Comparison
@@ -59,7 +59,7 @@ def run(config: DataConvertConfig) -> None:
         shapes=config.input_shapes,
         fields=config.data_fields,
         cache_dir=config.cache_dir,
-        log=_say,
+        log=say,
         flag="--input_splits",
     )
     if config.output.resolve() in {file.path.resolve() for path in found for file in path.files}:
@@ -88,7 +88,7 @@ def run(config: DataConvertConfig) -> None:
         aside.unlink(missing_ok=True)
     skipped = f"; {faults.count:,} bad ones left out, first {faults.named[0]}" if faults.count else ""
     shapes = ", ".join(sorted({_named(source) for source in sources}))
-    _say(f"{sum(map(len, scanned)):,} rows of {shapes}{skipped}")
+    say(f"{sum(map(len, scanned)):,} rows of {shapes}{skipped}")
     print(config.output)
 
 
@@ -129,7 +129,3 @@ def _compared(row: Comparison) -> dict[str, Any]:
 def _named(source: Source) -> str:
     names = {"ranked": "comparisons", "text": "plain text", "prompt": "prompts"}
     return names.get(source.kind, f"the shape {source.shape}")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

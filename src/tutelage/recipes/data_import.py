@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import UserError
+from tutelage.recipes.saying import say
 
 if TYPE_CHECKING:
     from tutelage.data.encoded import Answered, Counts
@@ -125,7 +125,7 @@ def _import_prompts(config: DataImportConfig, part: Part, faults: Faults) -> Non
 
     count = _write_lines(config, part, texts(), faults)
     if other:
-        _say(f"{other:,} of {count:,} prompts are written in other tokens when they are encoded again")
+        say(f"{other:,} of {count:,} prompts are written in other tokens when they are encoded again")
 
 
 def _import_stories(config: DataImportConfig, shards: list[Path]) -> None:
@@ -133,7 +133,7 @@ def _import_stories(config: DataImportConfig, shards: list[Path]) -> None:
     from tutelage.data.legacy import stories
 
     if len(shards) == 1:
-        _say(f"{shards[0]} is the only shard: it is all for training")
+        say(f"{shards[0]} is the only shard: it is all for training")
     held_out = shards[:1] if len(shards) > 1 else []
     for split, paths in (("val", held_out), ("train", shards[len(held_out) :])):
         if paths:
@@ -166,7 +166,7 @@ def _import_memmaps(config: DataImportConfig, paths: list[Path]) -> None:
                 tokenizer_name=str(config.tokenizer),
                 progress=bar.update,
             )
-        _say(f"{made['tokens']:,} tokens of {made['documents']:,} documents")
+        say(f"{made['tokens']:,} tokens of {made['documents']:,} documents")
         print(f"shards:{directory}")
 
 
@@ -186,7 +186,7 @@ def _write_tokens(
     counts = write_encoded(
         directory, records, faults, ranked=ranked, source=str(source), skip=config.skip_bad_rows
     )
-    _say(
+    say(
         f"{counts.records:,} records, {counts.documents:,} documents, {counts.tokens:,} tokens; "
         f"a vocabulary of {counts.largest + 1:,} or more is needed{_skipped(faults)}"
     )
@@ -210,7 +210,7 @@ def _write_lines(config: DataImportConfig, part: Part, rows: Iterable[dict[str, 
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-    _say(f"{count:,} records{_skipped(faults)}")
+    say(f"{count:,} records{_skipped(faults)}")
     print(path)
     return count
 
@@ -226,7 +226,3 @@ def _skipped(faults: Faults) -> str:
     if not faults.count:
         return ""
     return f"; {faults.count:,} bad ones skipped, the first of them {faults.named[0]}"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

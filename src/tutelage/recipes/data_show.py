@@ -66,8 +66,6 @@ class DataShowConfig:
 
 def run(config: DataShowConfig) -> None:
     """Encode as training would, print documents, a histogram and what would be cut."""
-    import sys
-
     from rich.console import Console
     from rich.text import Text
 
@@ -76,17 +74,15 @@ def run(config: DataShowConfig) -> None:
     from tutelage.data.encoded import encoded_directories, holds_answers
     from tutelage.data.paths import find_data
     from tutelage.data.sources import compares
+    from tutelage.recipes.saying import say
     from tutelage.report.inspect import histogram, show_line
-
-    def log(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
     directories = encoded_directories(config.train_data_paths)
     files = find_data(
         () if directories else config.train_data_paths,
         config.train_data_splits,
         cache_dir=config.cache_dir,
-        log=log,
+        log=say,
         flag="--train_data_splits",
         shapes=config.train_data_shapes,
         fields=config.data_fields,
@@ -103,7 +99,7 @@ def run(config: DataShowConfig) -> None:
         skip_bad_rows=config.skip_bad_rows,
         workers=config.num_data_workers,
         cache_dir=config.cache_dir,
-        log=log,
+        log=say,
         ranked=ranked,
     )
     length, too_long = config.max_seq_len, config.too_long

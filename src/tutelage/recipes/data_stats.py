@@ -147,7 +147,7 @@ def _leak_lines(splits: dict[str, Split]) -> list[str]:
 
 def _write(directory: Path, splits: dict[str, Split], unit: str, limit: int | None) -> None:
     from tutelage.data.stats import spread
-    from tutelage.recipes.counting import say
+    from tutelage.recipes.saying import say
     from tutelage.report.stats_table import copies_numbers, draw_lengths, numbers_of
 
     directory.mkdir(parents=True, exist_ok=True)

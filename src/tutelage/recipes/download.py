@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tutelage.errors import UserError
+from tutelage.recipes.saying import say
 
 if TYPE_CHECKING:
     from tutelage.data.hub import RemoteFile, Repository
@@ -142,7 +142,7 @@ def _fetch_files(files: list[RemoteFile], directory: Path) -> None:
     from tutelage.report.progress import ByteBar
 
     total = sum(file.size for file in files)
-    print(f"{len(files)} files, {total / 1e6:,.1f} MB", file=sys.stderr)
+    say(f"{len(files)} files, {total / 1e6:,.1f} MB")
     done = 0
     with ByteBar("downloading") as bar:
         for file in files:
@@ -163,4 +163,4 @@ def _fetch_files(files: list[RemoteFile], directory: Path) -> None:
 
 def _say_if_there(path: Path) -> None:
     if path.exists():
-        print(f"{path} is there already", file=sys.stderr)
+        say(f"{path} is there already")

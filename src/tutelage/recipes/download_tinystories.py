@@ -7,11 +7,11 @@ that, into OUTPUT_DIR/TinyStories_all_data. Stopped on the way, the same command
 left alone. An example is printed at the end.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.errors import UserError
+from tutelage.recipes.saying import say
 
 URL = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/TinyStories_all_data.tar.gz"
 
@@ -42,10 +42,9 @@ def run(config: DownloadTinystoriesConfig) -> None:
         with ByteBar("unpacking") as bar:
             shards = unpack(archive, directory, SHARD, bar.update)
         remember(shards, record)
-    print(
+    say(
         f"{directory}: {len(shards)} shards; go on with "
-        f"`tutelage data build storyteller --data_dir {config.output_dir}`",
-        file=sys.stderr,
+        f"`tutelage data build storyteller --data_dir {config.output_dir}`"
     )
     _show(shards[0])
 

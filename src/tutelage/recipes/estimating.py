@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -31,6 +30,7 @@ from tutelage.recipes.chain import shape_of as chain_shape
 from tutelage.recipes.plan import PlanPretrainConfig, PlanSFTConfig
 from tutelage.recipes.preparing import with_roles
 from tutelage.recipes.quantizing import quantization_of
+from tutelage.recipes.saying import say
 from tutelage.recipes.shaping import changed, named_shape
 from tutelage.train.devices import Device
 from tutelage.train.flops import flops_per_token
@@ -127,11 +127,7 @@ def suggestions(
 ) -> list[tuple[dict[str, Any], Plan]]:
     """Changes that save memory with their plans: alone, by what they save, then as many as it needs."""
     peak, memory = plan.estimate.peak / 2**30, device.memory
-    print(
-        f"it does not fit: {peak:.1f} of {memory:.1f} GiB; trying changes, each about as long as this took",
-        file=sys.stderr,
-        flush=True,
-    )
+    say(f"it does not fit: {peak:.1f} of {memory:.1f} GiB; trying changes, each about as long as this took")
     possible = changes(config)
     alone = [(change, _planned(config, shape, device, change)) for change in possible]
     alone = sorted(
@@ -166,7 +162,7 @@ def _changed(config: PlanConfig, change: dict[str, Any]) -> PlanConfig | None:
 def _planned(config: PlanConfig, shape: ModelConfig, device: Device, change: dict[str, Any]) -> Plan:
     found = plan_of(dataclasses.replace(config, **change), shape, device)
     words = ", ".join(f"{name} {value}" for name, value in change.items())
-    print(f"  {words}: {found.estimate.peak / 2**30:.1f} GiB", file=sys.stderr, flush=True)
+    say(f"  {words}: {found.estimate.peak / 2**30:.1f} GiB")
     return found
 
 

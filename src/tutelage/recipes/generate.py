@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import UserError
 from tutelage.recipes.inference import InferenceConfig, load_text, load_weights, open_output, sampling_of
+from tutelage.recipes.saying import say
 
 if TYPE_CHECKING:
     from tutelage.text.pieces import Encoded
@@ -138,7 +139,7 @@ def run(config: GenerateConfig) -> None:
             print(line, file=output or sys.stdout, flush=True)
     if output is not None:
         output.close()
-        print(f"{config.output}: {len(requests)} answers", file=sys.stderr)
+        say(f"{config.output}: {len(requests)} answers")
 
 
 def _pusher(answers: list[_Answer]) -> Callable[[int, int], bool]:

@@ -12,7 +12,7 @@ from tutelage.recipes.adapting import Start, rounding_of
 from tutelage.recipes.chain import Chain
 from tutelage.recipes.fitting import Fitted
 from tutelage.recipes.merging import QUESTIONS, merge, ready_to_score
-from tutelage.recipes.preparing import say
+from tutelage.recipes.saying import say
 from tutelage.recipes.training import TrainingConfig
 from tutelage.report.page import write_report
 from tutelage.text.template import Template

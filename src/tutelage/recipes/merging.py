@@ -15,7 +15,7 @@ from tutelage.checkpoint.source import Source
 from tutelage.model.config import ModelConfig
 from tutelage.model.roles import NOTE
 from tutelage.recipes.chain import Chain, open_chain, put_on_
-from tutelage.recipes.preparing import say
+from tutelage.recipes.saying import say
 from tutelage.text.padding import NOTE as NO_PAD
 from tutelage.text.padding import padded_with, scoring_pad
 from tutelage.text.pieces import Encoded

@@ -76,11 +76,11 @@ def comparisons(
     """
     from tutelage import dist
     from tutelage.data.groups import Comparisons
-    from tutelage.recipes.preparing import say
     from tutelage.recipes.reading import encoded
+    from tutelage.recipes.saying import say
 
     def read(split: str, first: int = 0) -> Data:
-        store = encoded(config, tokenizer, template, split, say, too_long=config.too_long, ranked=True)
+        store = encoded(config, tokenizer, template, split, too_long=config.too_long, ranked=True)
         groups = Comparisons(store, share_prompt=config.share_prompt, scored=scored, first=first)
         if not alone and (lonely := groups.sizes == 1).any():
             raise UserError(
@@ -119,7 +119,7 @@ def _show_one(config: PreferenceConfig, groups: Comparisons, tokenizer: Tokenize
 def _advise(config: PreferenceConfig, shape: ModelConfig, reference: HeldTo | None, *, scored: bool) -> None:
     """Say what the plan does not: what a second model takes, and which rates preferences want."""
     from tutelage import dist
-    from tutelage.recipes.preparing import say
+    from tutelage.recipes.saying import say
     from tutelage.train.precision import compute_dtype
 
     if reference and reference.stands_beside(config):

@@ -1,6 +1,5 @@
 """What a training stage can check before weights load: the model's files, the text, the data, the plan."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -24,6 +23,7 @@ from tutelage.recipes.fitting import loader_words
 from tutelage.recipes.pretokenized import ShardSettings, open_shards, shard_directories
 from tutelage.recipes.quantizing import quantization_of
 from tutelage.recipes.reading import encoded, stream
+from tutelage.recipes.saying import say
 from tutelage.recipes.training import TrainingConfig
 from tutelage.recipes.watching import total_steps
 from tutelage.report.trained_table import trained_table
@@ -35,12 +35,6 @@ from tutelage.train.precision import load_dtype
 from tutelage.train.saver import check_fits, complete, read_state
 
 _PREVIEWED = 64  # rows of shards that the preview is drawn from
-
-
-def say(text: str) -> None:
-    """A line for the person who watches, from one process; standard output belongs to results."""
-    if dist.rank() == 0:
-        print(text, file=sys.stderr, flush=True)
 
 
 def text_of(model: Path, template_config: str | None) -> tuple[Tokenizer, Template]:
@@ -106,18 +100,16 @@ def loaders(
 
     def read(split: str) -> SampleStore | TokenStreams | Streaming:
         if split == "train" and config.streaming:
-            return stream(config, tokenizer, template, say, too_long=too_long, allow_unmasked=allow_unmasked)
+            return stream(config, tokenizer, template, too_long=too_long, allow_unmasked=allow_unmasked)
         paths = config.train_data_paths if split == "train" else config.val_data_paths
         if directories := shard_directories(paths):
-            return open_shards(config, shards or ShardSettings(), directories, tokenizer, split, say)
+            return open_shards(config, shards or ShardSettings(), directories, tokenizer, split)
         if split == "train" and shards is not None and shards.packing != "auto":
             raise UserError(
                 "shard_packing says how rows are made of shards, and these paths are none: run "
                 "`tutelage data build pretrain` on each of them, or leave the flag out"
             )
-        return encoded(
-            config, tokenizer, template, split, say, too_long=too_long, allow_unmasked=allow_unmasked
-        )
+        return encoded(config, tokenizer, template, split, too_long=too_long, allow_unmasked=allow_unmasked)
 
     def batched(store: SampleStore | TokenStreams | Streaming, *, training: bool) -> Loader:
         return loader_of(config, store, length=config.max_seq_len, training=training, reduction=reduction)

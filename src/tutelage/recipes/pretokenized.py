@@ -1,6 +1,6 @@
 """Shards that `tutelage data build pretrain` made, as the training data of a stage."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +10,7 @@ from tutelage.data.shards import TokenShards
 from tutelage.data.store import SampleStore, split_documents
 from tutelage.data.streams import TokenStreams
 from tutelage.errors import UserError
+from tutelage.recipes.saying import say
 from tutelage.recipes.training import TrainingConfig
 from tutelage.text.tokenizer import Tokenizer
 
@@ -56,7 +57,6 @@ def open_shards(
     directories: list[Path],
     tokenizer: Tokenizer,
     split: str,
-    say: Callable[[str], None],
 ) -> SampleStore | TokenStreams:
     """The documents of these directories, if they are of this tokenizer; said aloud."""
     if config.train_num_samples if split == "train" else config.val_num_samples:

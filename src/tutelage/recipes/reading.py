@@ -1,23 +1,21 @@
 """The documents of a stage: encoded before it, or read while it trains."""
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tutelage.data.dataset import prepare
 from tutelage.data.encode import Encoder
 from tutelage.data.encoded import encoded_directories
-from tutelage.data.paths import find_data
+from tutelage.data.paths import DataPath, find_data
 from tutelage.data.sources import parse_sources
 from tutelage.data.store import SampleStore
 from tutelage.data.streaming import Streaming
 from tutelage.data.windows import Reading
 from tutelage.errors import UserError
 from tutelage.recipes.pretokenized import shard_directories
+from tutelage.recipes.saying import say
 from tutelage.recipes.training import TrainingConfig
 from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer
-
-Say = Callable[[str], None]
 
 
 def encoded(
@@ -25,33 +23,22 @@ def encoded(
     tokenizer: Tokenizer,
     template: Template | None,
     split: str,
-    say: Say,
     *,
     too_long: Literal["truncate", "drop", "split"],
     allow_unmasked: bool = False,
     ranked: bool = False,
 ) -> SampleStore:
     """The documents of the train or the val paths, cut and counted aloud; `ranked` ones are answers."""
-    training = split == "train"
-    paths = config.train_data_paths if training else config.val_data_paths
-    splits = config.train_data_splits if training else config.val_data_splits
-    shapes = config.train_data_shapes if training else config.val_data_shapes
-    directories = encoded_directories(paths)
-    if directories and (splits or shapes or (config.data_fields and not config.val_data_paths)):
-        flag = f"{split}_data_splits" if splits else f"{split}_data_shapes" if shapes else "data_fields"
+    given = _given(config, split)
+    directories = encoded_directories(given.paths)
+    if directories and (given.splits or given.shapes or (config.data_fields and not config.val_data_paths)):
+        flags = {"data_splits": given.splits, "data_shapes": given.shapes}
+        flag = next((f"{split}_{name}" for name, values in flags.items() if values), "data_fields")
         raise UserError(f"--{flag} is for records, and {directories[0]} holds tokens; leave it out")
-    found = directories or find_data(
-        paths,
-        splits,
-        shapes=shapes,
-        fields=config.data_fields,
-        cache_dir=config.cache_dir,
-        log=say,
-        flag=f"--{split}_data_splits",
-    )
+    found = directories or _files(config, split)
     return prepare(
         found,
-        num_samples=config.train_num_samples if training else config.val_num_samples,
+        num_samples=given.num_samples,
         template=template,
         tokenizer=tokenizer,
         max_seq_len=config.max_seq_len,
@@ -71,7 +58,6 @@ def stream(
     config: TrainingConfig,
     tokenizer: Tokenizer,
     template: Template | None,
-    say: Say,
     *,
     too_long: Literal["truncate", "drop", "split"],
     allow_unmasked: bool,
@@ -79,16 +65,7 @@ def stream(
     """The rows of the train paths, endless; what is wrong with the first window is refused here."""
     if shard_directories(config.train_data_paths) or encoded_directories(config.train_data_paths):
         raise UserError("streaming is for text and records; shards are read from disk as it is")
-    found = find_data(
-        config.train_data_paths,
-        config.train_data_splits,
-        shapes=config.train_data_shapes,
-        fields=config.data_fields,
-        streaming=True,
-        cache_dir=config.cache_dir,
-        log=say,
-        flag="--train_data_splits",
-    )
+    found = _files(config, "train", streaming=True)
     sources = parse_sources(found)
     if template is None and any(source.kind != "text" for source in sources):
         raise UserError("conversations need a template; give only text to train_data_paths")
@@ -111,3 +88,34 @@ def stream(
     streaming = Streaming(by_path, reading, weights=config.train_data_weights)
     streaming.beginning()
     return streaming
+
+
+class _Given(NamedTuple):
+    paths: tuple[str, ...]
+    splits: tuple[str, ...]
+    shapes: tuple[str, ...]
+    num_samples: tuple[float, ...]
+
+
+def _given(config: TrainingConfig, split: str) -> _Given:
+    if split == "val":
+        return _Given(
+            config.val_data_paths, config.val_data_splits, config.val_data_shapes, config.val_num_samples
+        )
+    return _Given(
+        config.train_data_paths, config.train_data_splits, config.train_data_shapes, config.train_num_samples
+    )
+
+
+def _files(config: TrainingConfig, split: str, *, streaming: bool = False) -> list[DataPath]:
+    given = _given(config, split)
+    return find_data(
+        given.paths,
+        given.splits,
+        shapes=given.shapes,
+        fields=config.data_fields,
+        streaming=streaming,
+        cache_dir=config.cache_dir,
+        log=say,
+        flag=f"--{split}_data_splits",
+    )

@@ -28,8 +28,8 @@ from tutelage.recipes.chain import chain_of
 from tutelage.recipes.divergence import Divergence
 from tutelage.recipes.fitting import building_device
 from tutelage.recipes.preferring import Data, PreferenceConfig
-from tutelage.recipes.preparing import say
 from tutelage.recipes.quantizing import quantization_of
+from tutelage.recipes.saying import say
 from tutelage.recipes.watching import Beginning
 from tutelage.report.progress import ProgressBar
 from tutelage.train.parallel import reshard, shard

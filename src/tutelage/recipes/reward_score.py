@@ -22,6 +22,7 @@ import numpy as np
 from tutelage.errors import UserError
 from tutelage.recipes.inference import LoadedConfig, load_text, load_weights, open_output
 from tutelage.recipes.quantizing import quant_problems
+from tutelage.recipes.saying import say
 from tutelage.text.messages import has_half_character, with_tools
 
 if TYPE_CHECKING:
@@ -240,8 +241,8 @@ def _summarise(config: RewardScoreConfig, records: Sequence[_Record], given: Seq
     if gaps:
         right = np.mean(np.array(gaps) > 0)
         lines.append(f"{len(gaps):,} pairs: {right:.1%} in the data's order, mean gap {np.mean(gaps):.4f}")
-    print("\n".join(lines), file=sys.stderr)
+    say("\n".join(lines))
     if config.normalizer:
         made = normalizer_of(scores)
         config.normalizer.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-        print(f"{config.normalizer}: gain {made['gain']:.6f}, bias {made['bias']:.6f}", file=sys.stderr)
+        say(f"{config.normalizer}: gain {made['gain']:.6f}, bias {made['bias']:.6f}")

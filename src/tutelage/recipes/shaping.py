@@ -11,8 +11,9 @@ from tutelage.model.config import ModelConfig
 from tutelage.model.presets import PRESETS, reshaped
 from tutelage.model.score import refuse_score_head
 from tutelage.recipes.adapting import Start
-from tutelage.recipes.preparing import check_model, say
+from tutelage.recipes.preparing import check_model
 from tutelage.recipes.pretrain import PretrainConfig
+from tutelage.recipes.saying import say
 from tutelage.text.tokenizer import Tokenizer
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tutelage.recipes.saying import say
 
 if TYPE_CHECKING:
     from tutelage.data.read import Rows
@@ -84,7 +85,3 @@ def _bytes_of(rows: Rows) -> float:
     step = -(-len(rows) // 1000)
     some = replace(rows, lines=rows.lines[::step], offsets=rows.offsets[::step])
     return sum(len(text.encode()) for text in texts([some])) * len(rows) / len(some)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -74,7 +74,8 @@ class TokenizerTrainConfig:
 
 def run(config: TokenizerTrainConfig) -> None:
     """Read, learn, write, and say how well the text is covered."""
-    from tutelage.recipes.texts import choose, sample_bytes, say, texts
+    from tutelage.recipes.saying import say
+    from tutelage.recipes.texts import choose, sample_bytes, texts
     from tutelage.text.template import Template
 
     template = Template.load(config.template_config)

@@ -13,7 +13,7 @@ from tutelage.data.encode import Encoder
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.recipes.merging import QUESTIONS
-from tutelage.recipes.preparing import say
+from tutelage.recipes.saying import say
 from tutelage.text.tokenizer import Tokenizer
 
 TOLERANCE = 1e-4  # of the largest logit; the same numbers in the same arithmetic differ by 0

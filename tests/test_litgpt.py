@@ -135,5 +135,5 @@ def test_files_that_are_something_else_are_refused(state, words, directory, tmp_
 def test_what_has_no_place_there_is_refused():
     config = ours(oracle("mistral window")).config
     assert refusal(refuse_for_litgpt, config) == (
-        "litgpt cannot run this model: attention has a sliding window, which is not written"
+        "litgpt as written here cannot run this model: attention has a sliding window, it has none"
     )

@@ -19,6 +19,7 @@ from tutelage.checkpoint.meta.names import from_meta
 from tutelage.checkpoint.meta.params import PARAMS
 from tutelage.checkpoint.meta.tensors import meta_tensors
 from tutelage.checkpoint.peft_config import is_number
+from tutelage.checkpoint.refusing import fixed_otherwise, refuse_all, unlike_llama
 from tutelage.checkpoint.rotary import is_turned, rows_as_halves
 from tutelage.checkpoint.source import EMBEDDING, Source
 from tutelage.checkpoint.torch_file.read import HeldTensor, StoredTensor, read_state
@@ -131,27 +132,18 @@ def write_instructllama(source: Source, config: ModelConfig, path: Path, *, dtyp
 
 def refuse_what_it_cannot(config: ModelConfig) -> None:
     """Refuse a model that InstructLLaMA's program does not know, naming everything at once."""
-    problems = [
-        f"{name} is {found!r}, it computes with {wanted!r}"
-        for name, found, wanted in (
+    problems = fixed_otherwise(
+        (
             ("num_key_value_heads", config.n_kv_heads, config.n_heads),
             ("rope_theta", config.rope_theta, _THETA),
             ("rope_scaling", config.rope_scaling, None),
             ("attention bias", config.qkv_bias, False),
             ("head_dim", config.head_dim, config.dim // config.n_heads),
         )
-        if found != wanted
-    ]
+    )
     if config.ffn_dim < _least_ffn(config):
         problems.append(f"intermediate_size is {config.ffn_dim}, it has at least {_least_ffn(config)}")
-    if any(window and window < config.max_positions for window in config.windows or ()):
-        problems.append("attention has a sliding window, it has none")
-    if config.unlike_llama:
-        problems.append(f"it is no plain Llama: {', '.join(config.unlike_llama)}")
-    if config.role_embeddings:
-        problems.append("what is added to a token depends on whose it is, it has no role embeddings")
-    if problems:
-        raise UserError("InstructLLaMA's program cannot run this model: " + "; ".join(problems))
+    refuse_all("InstructLLaMA's program", problems + unlike_llama(config, scores=True))
 
 
 def _least_ffn(config: ModelConfig) -> int:

@@ -10,10 +10,10 @@ import yaml
 from tutelage.checkpoint.aside import written_aside
 from tutelage.checkpoint.generation_config import write_generation_config
 from tutelage.checkpoint.litgpt.model import CONFIG, FIXED, FUSED, KINDS, NORMS, SCALING, WEIGHTS, names_in
+from tutelage.checkpoint.refusing import refuse_all, scaled_otherwise, unlike_llama
 from tutelage.checkpoint.source import EMBEDDING, HEAD, Source, parameter_shapes
 from tutelage.checkpoint.streamed import Streamed, below_each_other
 from tutelage.checkpoint.torch_file.write import write_torch
-from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.families import FAMILIES
 
@@ -50,20 +50,8 @@ def write_litgpt(source: Source, config: ModelConfig, directory: Path, *, dtype:
 
 def refuse_for_litgpt(config: ModelConfig) -> None:
     """Refuse what has no place in litgpt's files, naming everything at once."""
-    problems = []
     known = FAMILIES[config.family].traits if config.family in NORMS else ()
-    if unlike := [name for name in config.unlike_llama if name not in known]:
-        problems.append(f"it is no Llama, Qwen 3 or OLMo 2, which alone are written: {', '.join(unlike)}")
-    if (config.rope_scaling or {}).get("rope_type", "llama3") != "llama3":
-        problems.append(f"rope_scaling is {config.rope_scaling}, written is Llama 3.1's kind")
-    if any(window and window < config.max_positions for window in config.windows or ()):
-        problems.append("attention has a sliding window, which is not written")
-    if config.head == "score":
-        problems.append("it has a score head, and litgpt's models write text")
-    if config.role_embeddings:
-        problems.append("what is added to a token depends on whose it is, it has no role embeddings")
-    if problems:
-        raise UserError("litgpt cannot run this model: " + "; ".join(problems))
+    refuse_all("litgpt as written here", unlike_llama(config, known=known) + scaled_otherwise(config))
 
 
 def _written(config: ModelConfig, name: str) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from torch import Tensor
 from tutelage.checkpoint.aside import written_aside
 from tutelage.checkpoint.llama2c.model import EPS, HEADER_BYTES, MAGIC, THETA, in_order
 from tutelage.checkpoint.meta.tensors import in_pairs, meta_tensors
+from tutelage.checkpoint.refusing import fixed_otherwise, refuse_all, unlike_llama
 from tutelage.checkpoint.source import Source, parameter_shapes
 from tutelage.checkpoint.streamed import Streamed
 from tutelage.checkpoint.torch_file.write import write_torch
-from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.rope import frequencies
 
@@ -70,27 +70,16 @@ def write_checkpoint(source: Source, config: ModelConfig, directory: Path, *, dt
 
 def refuse_other_arithmetic(config: ModelConfig) -> None:
     """Refuse a model that llama2.c's program would run, but compute otherwise."""
-    problems = [
-        f"{name} is {found!r}, it computes with {wanted!r}"
-        for name, found, wanted in (
+    problems = fixed_otherwise(
+        (
             ("rope_theta", config.rope_theta, THETA),
             ("rope_scaling", config.rope_scaling, None),
             ("rms_norm_eps", config.norm_eps, EPS),
             ("attention bias", config.qkv_bias, False),
             ("head_dim", config.head_dim, config.dim // config.n_heads),
         )
-        if found != wanted
-    ]
-    if config.windows and any(window and window < config.max_positions for window in config.windows):
-        problems.append("attention has a sliding window, it has none")
-    if config.head == "score":
-        problems.append("it has a score head, and that program writes text")
-    if config.unlike_llama:
-        problems.append(f"it is no plain Llama: {', '.join(config.unlike_llama)}")
-    if config.role_embeddings:
-        problems.append("what is added to a token depends on whose it is, it has no role embeddings")
-    if problems:
-        raise UserError("llama2.c's program cannot run this model: " + "; ".join(problems))
+    )
+    refuse_all("llama2.c's program", problems + unlike_llama(config))
 
 
 def group_of(config: ModelConfig) -> int:

@@ -1,7 +1,7 @@
 """Models written as Meta's program and torchllms read them: consolidated.NN.pth and params.json."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from tutelage.checkpoint.meta.params import (
     torchllms_params,
 )
 from tutelage.checkpoint.meta.tensors import meta_tensors
+from tutelage.checkpoint.refusing import refuse_all, scaled_otherwise, unlike_llama
 from tutelage.checkpoint.source import Source
 from tutelage.checkpoint.streamed import Rows, Streamed
 from tutelage.checkpoint.torch_file.write import write_torch
-from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.families import FAMILIES
 
@@ -56,7 +56,7 @@ def write_torchllms_model(
 
 def refuse_for_meta(config: ModelConfig, devices: int = 1) -> None:
     """Refuse what Meta's program would compute otherwise, or cannot be cut so, naming everything at once."""
-    problems = _unlike_llama(config)
+    problems = unlike_llama(config) + scaled_otherwise(config)
     if config.qkv_bias:
         problems.append("attention has biases, it has none")
     scaling = config.rope_scaling
@@ -64,8 +64,6 @@ def refuse_for_meta(config: ModelConfig, devices: int = 1) -> None:
         problems.append(f"rope_scaling is {scaling}, it has that of Llama 3.1 alone (3.2's in tied models)")
     if config.head_dim * config.n_heads != config.dim:
         problems.append(f"head_dim is {config.head_dim}, it has dim / heads = {config.dim // config.n_heads}")
-    if config.role_embeddings:
-        problems.append("what is added to a token depends on whose it is, it has no role embeddings")
     for name, count in (
         ("attention heads", config.n_heads),
         ("key-value heads", config.n_kv_heads),
@@ -75,27 +73,13 @@ def refuse_for_meta(config: ModelConfig, devices: int = 1) -> None:
     ):
         if count % devices:
             problems.append(f"{count} {name} cannot be cut for {devices} devices")
-    if problems:
-        raise UserError("Meta's program cannot run this model: " + "; ".join(problems))
+    refuse_all("Meta's program", problems)
 
 
 def refuse_for_torchllms(config: ModelConfig) -> None:
     """Refuse what torchllms would compute otherwise, naming everything at once."""
-    if problems := _unlike_llama(config, FAMILIES["olmo2"].traits if config.family == "olmo2" else ()):
-        raise UserError("torchllms cannot run this model: " + "; ".join(problems))
-
-
-def _unlike_llama(config: ModelConfig, known: Collection[str] = ()) -> list[str]:
-    problems = []
-    if unlike := [name for name in config.unlike_llama if name not in known]:
-        problems.append(f"it is no plain Llama: {', '.join(unlike)}")
-    if any(window and window < config.max_positions for window in config.windows or ()):
-        problems.append("attention has a sliding window, it has none")
-    if config.head == "score":
-        problems.append("it has a score head, and that program writes text")
-    if (config.rope_scaling or {}).get("rope_type", "llama3") != "llama3":
-        problems.append(f"rope_scaling is {config.rope_scaling}, it knows Llama 3.1's kind")
-    return problems
+    known = FAMILIES["olmo2"].traits if config.family == "olmo2" else ()
+    refuse_all("torchllms", unlike_llama(config, known=known, roles=True) + scaled_otherwise(config))
 
 
 def _cut(tensor: Streamed, config: ModelConfig, device: int, devices: int) -> Streamed:

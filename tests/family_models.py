@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from tiny_models import positions_of
+from tiny_models import CONTEXT, LLAMA3, SHAPE, WINDOW, positions_of
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -26,30 +26,9 @@ from tutelage.data.batch import Batch
 from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer
 
-WINDOW = 8
-CONTEXT = 32  # before rotary embeddings are scaled
 LONG = 70  # past both
 
-_SHAPE: dict[str, Any] = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 1000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": CONTEXT,
-}
+_SHAPE = SHAPE | {"num_hidden_layers": 3}
 _LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 8.0}
 _YARN = {
     "rope_type": "yarn",
@@ -78,8 +57,8 @@ MODELS: dict[str, PretrainedConfig] = {
     "Llama 2": LlamaConfig(**_SHAPE | {"num_key_value_heads": 4}),
     "Llama 2, linear": LlamaConfig(**_SHAPE, rope_parameters=_LINEAR),
     "Llama 3": LlamaConfig(**_SHAPE, rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
-    "Llama 3.1": LlamaConfig(**_SHAPE, rope_parameters=_LLAMA3),
-    "Llama 3.2": LlamaConfig(**_SHAPE, rope_parameters=_LLAMA3, tie_word_embeddings=True),
+    "Llama 3.1": LlamaConfig(**_SHAPE, rope_parameters=LLAMA3),
+    "Llama 3.2": LlamaConfig(**_SHAPE, rope_parameters=LLAMA3, tie_word_embeddings=True),
     "SmolLM2": LlamaConfig(**_SHAPE, tie_word_embeddings=True),
     "SmolLM3": SmolLM3Config(**_SHAPE, no_rope_layer_interval=2),
     "SmolLM3, windows": SmolLM3Config(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import CONFIGS, ROPE_CONTEXT, WINDOW, oracle, ours, positions_of, random_tokens
+from tiny_models import CONFIGS, CONTEXT, WINDOW, oracle, ours, positions_of, random_tokens
 from torch.nn import functional as F
 from transformers import AutoConfig
 
@@ -28,7 +28,7 @@ def no_gradients():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_equal_those_of_transformers(name):
-    assert max(WINDOW, ROPE_CONTEXT) < LONG
+    assert max(WINDOW, CONTEXT) < LONG
     theirs = oracle(name)
     model = ours(theirs)
     for rows, length in [(1, 1), (3, 7), (2, LONG)]:

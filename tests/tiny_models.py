@@ -18,9 +18,9 @@ from tutelage.model.transformer import Transformer
 
 VOCABULARY = 61
 WINDOW = 8
-ROPE_CONTEXT = 32  # before llama3 scaling
+CONTEXT = 32  # before llama3 scaling
 
-_SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -32,26 +32,24 @@ _SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-_LLAMA3 = {
+LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 1000.0,
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": ROPE_CONTEXT,
+    "original_max_position_embeddings": CONTEXT,
 }
 
 CONFIGS: dict[str, PretrainedConfig] = {
-    "llama": LlamaConfig(**_SHAPE),
-    "llama tied": LlamaConfig(**_SHAPE, tie_word_embeddings=True),
-    "llama one head": LlamaConfig(**_SHAPE | {"num_attention_heads": 1, "num_key_value_heads": 1}),
-    "llama 3.1": LlamaConfig(**_SHAPE, rope_parameters=_LLAMA3),
-    "qwen2": Qwen2Config(**_SHAPE, tie_word_embeddings=True),
-    "qwen2 window": Qwen2Config(
-        **_SHAPE, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1
-    ),
-    "mistral window": MistralConfig(**_SHAPE, sliding_window=WINDOW),
-    "mistral head_dim": MistralConfig(**_SHAPE, sliding_window=None, head_dim=16),
+    "llama": LlamaConfig(**SHAPE),
+    "llama tied": LlamaConfig(**SHAPE, tie_word_embeddings=True),
+    "llama one head": LlamaConfig(**SHAPE | {"num_attention_heads": 1, "num_key_value_heads": 1}),
+    "llama 3.1": LlamaConfig(**SHAPE, rope_parameters=LLAMA3),
+    "qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=True),
+    "qwen2 window": Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
+    "mistral window": MistralConfig(**SHAPE, sliding_window=WINDOW),
+    "mistral head_dim": MistralConfig(**SHAPE, sliding_window=None, head_dim=16),
 }
 
 

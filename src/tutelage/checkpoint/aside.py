@@ -24,7 +24,7 @@ def written_aside(directory: Path, size: int, *, last: str, old: Sequence[str] =
         aside.mkdir(parents=True)
         yield aside
         for path in aside.iterdir():
-            _sync(path)
+            sync(path)
         _move_in(aside, directory, last, old)
 
 
@@ -36,13 +36,14 @@ def _move_in(aside: Path, directory: Path, last: str, old: Sequence[str]) -> Non
             path.unlink(missing_ok=True)
     for name in sorted(new - {last}):
         os.replace(aside / name, directory / name)
-    _sync(directory)
+    sync(directory)
     os.replace(aside / last, directory / last)
-    _sync(directory)
+    sync(directory)
     aside.rmdir()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when a file, or what a directory lists, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -136,16 +136,16 @@ def _decode(
         if live:
             own = None if roles is None else torch.full_like(tokens[:, None], ASSISTANT)
             hidden = model(tokens[:, None], positions[:, None], roles=own, kv=kv)[:, 0]  # (B, D)
-            positions = positions + 1
-            outgrown = positions - 1 == model.config.original_context  # by the token just read
-            if model.config.original_context is not None and outgrown.any():
-                (places,) = outgrown.nonzero(as_tuple=True)
+            outgrown = model.config.original_context  # by the token just read
+            if outgrown is not None and (positions == outgrown).any():
+                (places,) = (positions == outgrown).nonzero(as_tuple=True)
                 grown = [live[row] for row in places.tolist()]
                 texts = [[*prompts[index], *written[index]] for index in grown]
                 whose = None
                 if roles is not None:
                     whose = [[*roles[index], *[ASSISTANT] * len(written[index])] for index in grown]
                 hidden[places] = _reread(model, texts, whose, kv, places)
+            positions = positions + 1
     return completions
 
 

@@ -19,7 +19,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, wide: bool = False) -> Te
     autograd would keep x in float32 and its normal form.
     """
     if _autograd_is_away():
-        return _scaled(*_normal(x, eps), weight, x.dtype, wide)
+        return _scaled(_normal(x, eps)[0], weight, x.dtype, wide)
     return _RMSNorm.apply(x, weight, eps, wide)  # pyright: ignore[reportReturnType]
 
 
@@ -62,7 +62,7 @@ def _normal(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return wide * scale, scale
 
 
-def _scaled(normal: Tensor, scale: Tensor, weight: Tensor, dtype: torch.dtype, wide: bool) -> Tensor:
+def _scaled(normal: Tensor, weight: Tensor, dtype: torch.dtype, wide: bool) -> Tensor:
     return (normal * weight.float()).to(dtype) if wide else weight * normal.to(dtype)
 
 
@@ -72,7 +72,7 @@ class _RMSNorm(torch.autograd.Function):
         normal, scale = _normal(x, eps)
         ctx.save_for_backward(x, weight, scale)
         ctx.wide = wide
-        return _scaled(normal, scale, weight, x.dtype, wide)
+        return _scaled(normal, weight, x.dtype, wide)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -7,7 +7,6 @@ OUT/checkpoints/step-0000500/   .metadata, *.distcp    weights, optimizer state,
 
 import errno
 import json
-import os
 import pickle
 import re
 import shutil
@@ -26,6 +25,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from tutelage import dist
+from tutelage.checkpoint.aside import sync
 from tutelage.errors import UserError
 from tutelage.train.checkpoint_index import damaged, read_index
 
@@ -70,7 +70,7 @@ class Saver:
             (aside / "state.json").write_text(json.dumps({"step": step, **state}))
             _seal(aside)
             aside.rename(final)
-            _sync(self.directory)
+            sync(self.directory)
 
         def unless_full(work: Callable[[], None]) -> None:
             try:
@@ -226,19 +226,11 @@ def _seal(directory: Path) -> None:
     """Write the list of files and sizes last, with everything on the disk before it."""
     files = [path for path in directory.iterdir() if path.is_file()]
     for path in files:
-        _sync(path)
+        sync(path)
     manifest = directory / "MANIFEST.json"
     manifest.write_text(json.dumps({path.name: path.stat().st_size for path in files}))
-    _sync(manifest)
-    _sync(directory)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(manifest)
+    sync(directory)
 
 
 def is_full(error: BaseException) -> bool:

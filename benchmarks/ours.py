@@ -64,7 +64,7 @@ def loader_of(store: SampleStore, *, length: int, rows: int, packed: bool) -> Lo
 
 
 def trainer_of(of: Settings, loader: Loader, *, compiled: bool) -> Trainer:
-    """bf16 over float32 masters, fused AdamW and loss: what `recipes/fitting.py` composes."""
+    """bf16 over float32 masters, fused AdamW and loss: what `recipes/stage/fitting.py` composes."""
     shape = of.shape
     config = ModelConfig(
         vocab_size=shape.vocab_size,

@@ -25,7 +25,7 @@ from tutelage.model.config import ModelConfig
 from tutelage.model.transformer import Transformer, initialise_
 from tutelage.objectives.pair_losses import sigmoid
 from tutelage.objectives.preference import DPO
-from tutelage.recipes.reference import Judge, Reference, annotated, beside
+from tutelage.recipes.stage.reference import Judge, Reference, annotated, beside
 from tutelage.train import optim, precision
 from tutelage.train.trainer import Trainer
 
@@ -66,7 +66,7 @@ def store_of(rows: list[Pair]) -> SampleStore:
 
 
 def trainer_of(of: Settings, groups: Comparisons, *, lora: bool, precomputed: bool) -> Trainer:
-    """bf16 over float32 masters, fused AdamW: what `recipes/fitting.py` composes."""
+    """bf16 over float32 masters, fused AdamW: what `recipes/stage/fitting.py` composes."""
     shape = of.model
     config = ModelConfig(
         vocab_size=shape.vocab_size,

@@ -20,9 +20,9 @@ from tutelage.model.quantize import load_library
 from tutelage.model.transformer import Transformer
 from tutelage.objectives.base import Loss, Objective
 from tutelage.objectives.language import NextToken
-from tutelage.recipes.assembling import Assembled
 from tutelage.recipes.estimating import batch_of, built
 from tutelage.recipes.plan import PlanSFTConfig
+from tutelage.recipes.stage.assembling import Assembled
 from tutelage.train.plan import estimate, sharded
 from tutelage.train.precision import Precision
 

@@ -17,13 +17,13 @@ from tutelage.data.batch import Batch
 from tutelage.model.score import with_score_head
 from tutelage.model.transformer import Transformer
 from tutelage.objectives.base import Loss
-from tutelage.recipes.adapting import origin, start_of
-from tutelage.recipes.fitting import fit
-from tutelage.recipes.handing_over import hand_over
-from tutelage.recipes.preparing import check_model, check_resume, loaders, plan, text_of
-from tutelage.recipes.run_directory import open_run
 from tutelage.recipes.sft import SFTConfig
-from tutelage.recipes.watching import Watch
+from tutelage.recipes.stage.adapting import origin, start_of
+from tutelage.recipes.stage.fitting import fit
+from tutelage.recipes.stage.handing_over import hand_over
+from tutelage.recipes.stage.preparing import check_model, check_resume, loaders, plan, text_of
+from tutelage.recipes.stage.run_directory import open_run
+from tutelage.recipes.stage.watching import Watch
 
 
 @dataclasses.dataclass(frozen=True)

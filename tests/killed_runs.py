@@ -21,7 +21,7 @@ PRELOADED = [
     "tiny_runs",
     "test_saver",
     "tutelage.recipes.sft",
-    "tutelage.recipes.handing_over",
+    "tutelage.recipes.stage.handing_over",
     "tutelage.recipes.inference",
     "matplotlib.backends.backend_svg",
     "pydantic",

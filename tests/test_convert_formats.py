@@ -20,7 +20,7 @@ from tutelage.checkpoint.hf import load_model, save_model
 from tutelage.checkpoint.llama2c.write import write_checkpoint
 from tutelage.checkpoint.streamed import Held
 from tutelage.checkpoint.torch_file.write import write_torch
-from tutelage.recipes.convert import bytes_in
+from tutelage.recipes.weights.convert import bytes_in
 
 FORMATS = [
     "hf",

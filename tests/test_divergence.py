@@ -6,8 +6,8 @@ from test_objectives import tiny
 from test_preference import answers, laid
 from torch.nn import functional as F
 
-from tutelage.recipes.divergence import Divergence
-from tutelage.recipes.reference import Reference
+from tutelage.recipes.stage.divergence import Divergence
+from tutelage.recipes.stage.reference import Reference
 
 
 @pytest.mark.parametrize("everywhere", [False, True])

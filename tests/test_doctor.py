@@ -182,7 +182,7 @@ def test_a_model_without_a_template_is_a_base_model(model, capsys):
 
 def test_other_tokens_than_transformers_makes_are_a_problem(model, capsys, monkeypatch):
     monkeypatch.setattr(
-        "tutelage.recipes.comparing._FAR", -1.0
+        "tutelage.recipes.weights.comparing._FAR", -1.0
     )  # on tiny models not even the last bit differs
     encode = Template.encode
     monkeypatch.setattr(Template, "encode", lambda *a, **options: encode(*a, **options | {"reply": False}))
@@ -193,7 +193,7 @@ def test_other_tokens_than_transformers_makes_are_a_problem(model, capsys, monke
 
 
 def test_what_is_not_compared_is_said_with_the_reason(model, capsys, monkeypatch):
-    monkeypatch.setattr("tutelage.recipes.comparing._memory", lambda: 1000)
+    monkeypatch.setattr("tutelage.recipes.weights.comparing._memory", lambda: 1000)
     record, _ = doctor(capsys, model)
     assert record["transformers"]["compared"].startswith("no: it would take 0 GB, and this machine has 0")
 

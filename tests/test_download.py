@@ -16,7 +16,7 @@ from tutelage import cli
 from tutelage.data import download as downloading
 from tutelage.data.download import download, recall, remember, unpack
 from tutelage.data.stories.storyteller import SHARD
-from tutelage.recipes.download_tinystories import URL
+from tutelage.recipes.data.download_tinystories import URL
 
 ARCHIVE = "TinyStories_all_data.tar.gz"
 

@@ -10,8 +10,8 @@ from hub_server import OWN, PARQUET, REPOSITORIES, Hub
 from tutelage import cli
 from tutelage.data import download as downloading
 from tutelage.data.hub import SHORT_NAMES
-from tutelage.recipes.download import DownloadConfig
-from tutelage.recipes.download import run as fetch
+from tutelage.recipes.data.download import DownloadConfig
+from tutelage.recipes.data.download import run as fetch
 
 
 @pytest.fixture(autouse=True)

@@ -149,7 +149,7 @@ def test_each_flag_sets_its_own_chance(made, tmp_path, monkeypatch):
         block, chances = model.model.layers[1], [model.model.dropout.p, model.attention_dropout]
         raise Seen(*chances, block.dropout.p, model.dropout.p)
 
-    monkeypatch.setattr("tutelage.recipes.fitting.fit", fit)
+    monkeypatch.setattr("tutelage.recipes.stage.fitting.fit", fit)
     chances = {"dropout_embed": 0.1, "dropout_attn": 0.2, "dropout_resid": 0.3, "dropout_head": 0.4}
     _, config = configure(made.pretrain(tmp_path, **chances))
     with pytest.raises(Seen) as seen:

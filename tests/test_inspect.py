@@ -14,7 +14,7 @@ from tiny_data import TEMPLATE, TOKENIZER, chat, chats, refusal
 from tutelage.data.batch import Sample
 from tutelage.data.cut import cut
 from tutelage.data.store import SampleStore, split_documents
-from tutelage.recipes.data_show import DataShowConfig, run
+from tutelage.recipes.data.show import DataShowConfig, run
 from tutelage.report.inspect import histogram, preview, sample_lines, visible
 
 

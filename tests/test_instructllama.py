@@ -150,7 +150,7 @@ def test_conversion_refuses_before_weights_are_read(tmp_path, monkeypatch):
     model = tiny(dataclasses.replace(SHAPE, vocab_size=tiny_tokenizer().size, rope_theta=5e5))
     tiny_tokenizer().save(tmp_path / "ours")
     save_model(model, model.config, tmp_path / "ours", dtype=torch.float32)
-    monkeypatch.setattr("tutelage.recipes.chain.load_model", pytest.fail)
+    monkeypatch.setattr("tutelage.recipes.stage.chain.load_model", pytest.fail)
     ended = run("convert", tmp_path / "ours", "--output", tmp_path / "its", "--format", "instructllama")
     assert "cannot run this model: rope_theta is 500000.0" in refused(ended)
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from tutelage.checkpoint.hf import load_model, read_adapter
 from tutelage.checkpoint.rounded import is_quantized
 from tutelage.model.quantize import Quantization
-from tutelage.recipes.chain import put_on_
+from tutelage.recipes.stage.chain import put_on_
 from tutelage.train.saver import newest
 
 KINDS = {

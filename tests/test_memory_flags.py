@@ -9,7 +9,7 @@ from killed_runs import end, killed_at_random, start
 from tiny_runs import differences, leavings, material, metrics, refused, run, run_here, watched
 
 from tutelage.cli import configure
-from tutelage.recipes import saving_memory
+from tutelage.recipes.stage import saving_memory
 
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 ONE = {"gradient_accum_steps": 1, "clip_grad_norm": 0}

@@ -12,8 +12,8 @@ from tiny_runs import differences, leavings, material, refused, run, watched
 from tutelage.data.batch import Sample
 from tutelage.data.pack import collate
 from tutelage.objectives.language import NextToken
-from tutelage.recipes.optimizing import optimizer_of
 from tutelage.recipes.sft import SFTConfig
+from tutelage.recipes.stage.optimizing import optimizer_of
 from tutelage.train import optim, precision
 from tutelage.train.saver import Saver
 from tutelage.train.trainer import Trainer

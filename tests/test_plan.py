@@ -11,10 +11,10 @@ from benchmarks.plan import in_own_process
 from tutelage.cli import main
 from tutelage.config import load
 from tutelage.errors import UserError
-from tutelage.recipes.adapting import blueprint_of
 from tutelage.recipes.estimating import built, changes, plan_of, shape_of
 from tutelage.recipes.plan import PlanPretrainConfig, PlanSFTConfig
-from tutelage.recipes.quantizing import quantization_of
+from tutelage.recipes.stage.adapting import blueprint_of
+from tutelage.recipes.stage.quantizing import quantization_of
 from tutelage.train.devices import Device, device_named
 from tutelage.train.ledger import Ledger
 from tutelage.train.plan import sharded, standing

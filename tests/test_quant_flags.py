@@ -44,7 +44,7 @@ def test_settings_that_do_nothing_or_cannot_work_are_refused(command, words, mes
 def test_a_missing_library_is_told_before_anything_else_happens(monkeypatch):
     find = util.find_spec
     monkeypatch.setattr(
-        sys.modules["tutelage.recipes.quantizing"],
+        sys.modules["tutelage.recipes.stage.quantizing"],
         "find_spec",
         lambda name: None if name == "bitsandbytes" else find(name),
     )

@@ -14,7 +14,7 @@ import pytest
 from killed_runs import end, start
 from tiny_runs import Ended, Material, differences, leavings, material, metrics, run, run_here, watched
 
-from tutelage.recipes import watching
+from tutelage.recipes.stage import watching
 from tutelage.train.saver import newest
 from tutelage.train.trainer import Trainer
 

@@ -11,8 +11,8 @@ import torch
 from tiny_runs import material, refused, run
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup, get_wsd_schedule
 
-from tutelage.recipes.optimizing import schedule_of
 from tutelage.recipes.sft import SFTConfig
+from tutelage.recipes.stage.optimizing import schedule_of
 from tutelage.train.optim import schedule
 
 

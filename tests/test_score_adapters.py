@@ -18,7 +18,7 @@ from tutelage.checkpoint.peft import read_peft
 from tutelage.checkpoint.torchllms_lora import write_torchllms
 from tutelage.model.adapters import LoRASettings, add_lora_, targets_of
 from tutelage.model.transformer import give_score_head_
-from tutelage.recipes.chain import put_on_
+from tutelage.recipes.stage.chain import put_on_
 
 ROWS = [row[:n] for row, n in zip(random_tokens(3, 14).tolist(), (14, 5, 9), strict=True)]
 FAMILIES = ["llama", "llama tied", "qwen2", "mistral head_dim"]

@@ -17,8 +17,8 @@ from tutelage.checkpoint.hf import load_config, load_model
 from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.model.score import with_score_head
 from tutelage.model.transformer import give_score_head_
-from tutelage.recipes.adapting import start_of
-from tutelage.recipes.chain import chain_of, load_chain
+from tutelage.recipes.stage.adapting import start_of
+from tutelage.recipes.stage.chain import chain_of, load_chain
 
 ROWS = [each.tokens for each in TEMPLATE.encode_batch([chat("q 1", "yes!"), chat("x", "")], TOKENIZER)]
 

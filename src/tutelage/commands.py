@@ -49,130 +49,141 @@ COMMANDS = {
     "plan pretrain": Command("plan", "PlanPretrainConfig", "say what a pretraining run would take"),
     "plan sft": Command("plan", "PlanSFTConfig", "say what a fine-tuning run would take"),
     "data download": Command(
-        "download", "DownloadConfig", "fetch a data set or a model from the hub, or a URL", positional="name"
+        "data.download",
+        "DownloadConfig",
+        "fetch a data set or a model from the hub, or a URL",
+        positional="name",
     ),
     "data download tinystories": Command(
-        "download_tinystories", "DownloadTinystoriesConfig", "fetch five million small stories, 1.6 GB"
+        "data.download_tinystories", "DownloadTinystoriesConfig", "fetch five million small stories, 1.6 GB"
     ),
     "data build stories": Command(
-        "build_stories", "BuildStoriesConfig", "make small stories up, to pretrain and fine-tune on"
+        "data.build_stories", "BuildStoriesConfig", "make small stories up, to pretrain and fine-tune on"
     ),
     "data build storyteller": Command(
-        "build_storyteller", "BuildStorytellerConfig", "turn TinyStories into conversations to fine-tune on"
+        "data.build_storyteller",
+        "BuildStorytellerConfig",
+        "turn TinyStories into conversations to fine-tune on",
     ),
     "data build pretrain": Command(
-        "build_pretrain", "BuildPretrainConfig", "tokenize text into shards, once, for pretraining"
+        "data.build_pretrain", "BuildPretrainConfig", "tokenize text into shards, once, for pretraining"
     ),
     "data build hh_rlhf": Command(
-        "build_preferences",
+        "data.build_preferences",
         "BuildHhRlhfConfig",
         "turn Anthropic's pairs of conversations into preferences",
         run="run_hh_rlhf",
     ),
     "data build stackexchange": Command(
-        "build_preferences",
+        "data.build_preferences",
         "BuildStackexchangeConfig",
         "turn questions with answers and their votes into ranked answers",
         run="run_stackexchange",
     ),
     "data build piqa": Command(
-        "build_preferences", "BuildPiqaConfig", "turn PIQA into right and wrong answers", run="run_piqa"
+        "data.build_preferences", "BuildPiqaConfig", "turn PIQA into right and wrong answers", run="run_piqa"
     ),
     "data build ultrafeedback": Command(
-        "build_preferences",
+        "data.build_preferences",
         "BuildUltrafeedbackConfig",
         "turn UltraFeedback into ranked answers or pairs",
         run="run_ultrafeedback",
     ),
     "data build dolly": Command(
-        "build_conversations",
+        "data.build_conversations",
         "BuildInstructionsConfig",
         "turn Dolly's instructions into conversations",
         run="run_dolly",
     ),
     "data build alpaca": Command(
-        "build_conversations",
+        "data.build_conversations",
         "BuildInstructionsConfig",
         "turn Alpaca's instructions into conversations",
         run="run_alpaca",
     ),
     "data build squad": Command(
-        "build_conversations",
+        "data.build_conversations",
         "BuildSquadConfig",
         "turn SQuAD's paragraphs into conversations about them",
         run="run_squad",
     ),
     "data build commonsense": Command(
-        "build_conversations",
+        "data.build_conversations",
         "BuildCommonsenseConfig",
         "turn Commonsense-Dialogues into conversations",
         run="run_commonsense",
     ),
     "data build mathematics": Command(
-        "build_conversations",
+        "data.build_conversations",
         "BuildMathematicsConfig",
         "turn DeepMind's Mathematics into questions and answers",
         run="run_mathematics",
     ),
     "data build gsm8k": Command(
-        "build_conversations",
+        "data.build_conversations",
         "BuildGsm8kConfig",
         "turn GSM8K into questions answered in steps",
         run="run_gsm8k",
     ),
     "data build arc": Command(
-        "build_choices", "BuildChoicesConfig", "turn ARC into questions with choices", run="run_arc"
+        "data.build_choices", "BuildChoicesConfig", "turn ARC into questions with choices", run="run_arc"
     ),
     "data build hellaswag": Command(
-        "build_choices",
+        "data.build_choices",
         "BuildChoicesConfig",
         "turn HellaSwag into questions with choices",
         run="run_hellaswag",
     ),
     "data build winogrande": Command(
-        "build_choices",
+        "data.build_choices",
         "BuildChoicesConfig",
         "turn WinoGrande into questions with choices",
         run="run_winogrande",
     ),
     "data build mmlu": Command(
-        "build_choices", "BuildChoicesConfig", "turn MMLU into questions with choices", run="run_mmlu"
+        "data.build_choices", "BuildChoicesConfig", "turn MMLU into questions with choices", run="run_mmlu"
     ),
     "data build truthful_qa": Command(
-        "build_choices",
+        "data.build_choices",
         "BuildChoicesConfig",
         "turn TruthfulQA into answers, or questions with choices",
         run="run_truthful_qa",
     ),
     "data stats": Command(
-        "data_stats", "DataStatsConfig", "count rows, lengths, roles, what is cut and what comes twice"
+        "data.stats", "DataStatsConfig", "count rows, lengths, roles, what is cut and what comes twice"
     ),
     "data convert": Command(
-        "data_convert",
+        "data.convert",
         "DataConvertConfig",
         "write records of any shape as JSON lines of one",
         positional="input",
     ),
     "data import": Command(
-        "data_import",
+        "data.importing",
         "DataImportConfig",
         "turn older programs' data files (.pkl, .npy, .bin) into ours",
         positional="data_path",
     ),
     "data show": Command(
-        "data_show", "DataShowConfig", "print samples in colour: what is learned and what is not"
+        "data.show", "DataShowConfig", "print samples in colour: what is learned and what is not"
     ),
     "chat": Command("chat", "ChatConfig", "talk to a model", positional="ckpt_paths"),
     "generate": Command(
         "generate", "GenerateConfig", "complete prompts, one after another", positional="ckpt_paths"
     ),
     "merge": Command(
-        "merge", "MergeConfig", "put adapters into the weights of their model", positional="ckpt_paths"
+        "weights.merge",
+        "MergeConfig",
+        "put adapters into the weights of their model",
+        positional="ckpt_paths",
     ),
     "convert": Command(
-        "convert", "ConvertConfig", "write a model in another layout", positional="ckpt_paths"
+        "weights.convert", "ConvertConfig", "write a model in another layout", positional="ckpt_paths"
     ),
     "doctor": Command(
-        "doctor", "DoctorConfig", "say what a model is and what may go wrong with it", positional="ckpt_paths"
+        "weights.doctor",
+        "DoctorConfig",
+        "say what a model is and what may go wrong with it",
+        positional="ckpt_paths",
     ),
 }

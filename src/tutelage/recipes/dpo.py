@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tutelage.errors import UserError
 from tutelage.objectives.loss_names import REFERENCE_FREE, SELF_NORMALISED, SMOOTHED, LossName
-from tutelage.recipes.preferring import PreferenceConfig
+from tutelage.recipes.stage.preferring import PreferenceConfig
 
 if TYPE_CHECKING:
     from tutelage.objectives.base import Objective
@@ -83,8 +83,8 @@ def _smoothing_of(loss: str, value: float) -> tuple[bool, str]:
 
 def run(config: DPOConfig) -> None:
     """Choose the loss and train."""
-    from tutelage.recipes.preferring import prefer
-    from tutelage.recipes.reference import HeldTo
+    from tutelage.recipes.stage.preferring import prefer
+    from tutelage.recipes.stage.reference import HeldTo
 
     reference = HeldTo(config.ref_ckpt_paths, config.precompute_reference)
     held_to = None if config.loss in REFERENCE_FREE else reference

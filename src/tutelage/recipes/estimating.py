@@ -23,15 +23,15 @@ from tutelage.model.score import refuse_score_head
 from tutelage.model.transformer import Transformer, set_dropout
 from tutelage.objectives.base import Objective
 from tutelage.objectives.language import NextToken
-from tutelage.recipes.adapting import adapt, blueprint_of
-from tutelage.recipes.assembling import Assembled, assemble
-from tutelage.recipes.chain import chain_of
-from tutelage.recipes.chain import shape_of as chain_shape
 from tutelage.recipes.plan import PlanPretrainConfig, PlanSFTConfig
-from tutelage.recipes.preparing import with_roles
-from tutelage.recipes.quantizing import quantization_of
 from tutelage.recipes.saying import say
-from tutelage.recipes.shaping import changed, named_shape
+from tutelage.recipes.stage.adapting import adapt, blueprint_of
+from tutelage.recipes.stage.assembling import Assembled, assemble
+from tutelage.recipes.stage.chain import chain_of
+from tutelage.recipes.stage.chain import shape_of as chain_shape
+from tutelage.recipes.stage.preparing import with_roles
+from tutelage.recipes.stage.quantizing import quantization_of
+from tutelage.recipes.stage.shaping import changed, named_shape
 from tutelage.train.devices import Device
 from tutelage.train.flops import flops_per_token
 from tutelage.train.plan import Estimate, estimate, sharded

@@ -150,7 +150,7 @@ def _pusher(answers: list[_Answer]) -> Callable[[int, int], bool]:
 def _requests(config: GenerateConfig, tokenizer: Tokenizer, template: Template | None) -> list[_Request]:
     """Every prompt, encoded; what cannot be one is refused, the first ten at once."""
     from tutelage.data.encode import Encoder
-    from tutelage.recipes.chain import chain_of, shape_of
+    from tutelage.recipes.stage.chain import chain_of, shape_of
     from tutelage.text.pieces import Encoded
 
     context = shape_of(chain_of(config.ckpt_paths)).max_positions

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from tutelage.errors import UserError
-from tutelage.recipes.quantizing import Quant, quant_problems, quantization_of
+from tutelage.recipes.stage.quantizing import Quant, quant_problems, quantization_of
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,7 @@ def sampling_of(config: InferenceConfig) -> Sampling:
 def load_text(config: LoadedConfig, *, raw: bool = False) -> tuple[Tokenizer, Template | None]:
     """The tokenizer and the template, None if prompts are `raw`; mistakes show before weights load."""
     from tutelage.checkpoint.tokenizer import load_tokenizer
-    from tutelage.recipes.chain import chain_of
+    from tutelage.recipes.stage.chain import chain_of
     from tutelage.text.jinja_template import template_of
 
     tokenizer = load_tokenizer(config.tokenizer or chain_of(config.ckpt_paths).text)
@@ -106,7 +106,7 @@ def load_weights(config: LoadedConfig, *, writes: bool = True) -> Transformer:
     import torch
 
     from tutelage.model.score import refuse_score_head
-    from tutelage.recipes.chain import chain_of, load_chain, shape_of
+    from tutelage.recipes.stage.chain import chain_of, load_chain, shape_of
 
     device, chain = _device(config.device), chain_of(config.ckpt_paths)
     if writes:

@@ -17,8 +17,8 @@ from typing import ClassVar
 
 from tutelage.errors import UserError
 from tutelage.recipes.pretrain import PretrainConfig
-from tutelage.recipes.saving_memory import needs_gpu
 from tutelage.recipes.sft import SFTConfig
+from tutelage.recipes.stage.saving_memory import needs_gpu
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: a class has them from one parent at most

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from tutelage.errors import UserError
-from tutelage.recipes.training import TrainingConfig
+from tutelage.recipes.stage.training import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,14 +119,14 @@ def run(config: PretrainConfig) -> None:
 
     from tutelage.model.transformer import Transformer, initialise_, set_dropout
     from tutelage.objectives.language import NextToken
-    from tutelage.recipes.adapting import adapt, blueprint_of, origin, start_of
-    from tutelage.recipes.fitting import building_device, device_of, fit
-    from tutelage.recipes.handing_over import hand_over
-    from tutelage.recipes.preparing import check_resume, loaders, plan
-    from tutelage.recipes.pretokenized import ShardSettings
-    from tutelage.recipes.run_directory import check_place, open_run
-    from tutelage.recipes.shaping import existing, new
-    from tutelage.recipes.watching import Watch, sampler_of
+    from tutelage.recipes.stage.adapting import adapt, blueprint_of, origin, start_of
+    from tutelage.recipes.stage.fitting import building_device, device_of, fit
+    from tutelage.recipes.stage.handing_over import hand_over
+    from tutelage.recipes.stage.preparing import check_resume, loaders, plan
+    from tutelage.recipes.stage.pretokenized import ShardSettings
+    from tutelage.recipes.stage.run_directory import check_place, open_run
+    from tutelage.recipes.stage.shaping import existing, new
+    from tutelage.recipes.stage.watching import Watch, sampler_of
     from tutelage.text.token_bytes import token_bytes
 
     device = device_of(config)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tutelage.errors import UserError
-from tutelage.recipes.preferring import PreferenceConfig
+from tutelage.recipes.stage.preferring import PreferenceConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,7 @@ class RewardConfig(PreferenceConfig):
 def run(config: RewardConfig) -> None:
     """Train by the ranking loss, on a model with a score head."""
     from tutelage.objectives.reward import Ranking
-    from tutelage.recipes.preferring import prefer
+    from tutelage.recipes.stage.preferring import prefer
 
     objective = Ranking(config.use_margins, config.center_rewards_coefficient)
     prefer(config, "reward", objective, reference=None, scored=True, margins=config.use_margins)

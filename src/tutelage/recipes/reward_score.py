@@ -21,8 +21,8 @@ import numpy as np
 
 from tutelage.errors import UserError
 from tutelage.recipes.inference import LoadedConfig, load_text, load_weights, open_output
-from tutelage.recipes.quantizing import quant_problems
 from tutelage.recipes.saying import say
+from tutelage.recipes.stage.quantizing import quant_problems
 from tutelage.text.messages import has_half_character, with_tools
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class _Record:
 
 def run(config: RewardScoreConfig) -> None:
     """Score line by line; at the end say how the scores lie, and how often their order is the data's."""
-    from tutelage.recipes.chain import chain_of, shape_of
+    from tutelage.recipes.stage.chain import chain_of, shape_of
 
     _check_places(config)
     shape = shape_of(chain_of(config.ckpt_paths))

@@ -12,7 +12,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from tutelage.recipes.tuning import TuningConfig
+from tutelage.recipes.stage.tuning import TuningConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,10 +27,10 @@ class SFTConfig(TuningConfig):
 def run(config: SFTConfig) -> None:
     """Check everything, load, train, export."""
     from tutelage.objectives.language import NextToken
-    from tutelage.recipes.adapting import origin, start_of
-    from tutelage.recipes.fitting import building_device, device_of, fit
-    from tutelage.recipes.handing_over import hand_over
-    from tutelage.recipes.preparing import (
+    from tutelage.recipes.stage.adapting import origin, start_of
+    from tutelage.recipes.stage.fitting import building_device, device_of, fit
+    from tutelage.recipes.stage.handing_over import hand_over
+    from tutelage.recipes.stage.preparing import (
         check_model,
         check_resume,
         loaders,
@@ -39,8 +39,8 @@ def run(config: SFTConfig) -> None:
         with_roles,
         with_room,
     )
-    from tutelage.recipes.run_directory import check_place, open_run
-    from tutelage.recipes.watching import Watch, sampler_of
+    from tutelage.recipes.stage.run_directory import check_place, open_run
+    from tutelage.recipes.stage.watching import Watch, sampler_of
 
     device = device_of(config)
     check_place(config)

@@ -8,7 +8,7 @@ Data and results are those of `tutelage dpo`. An answer's length is the number o
 from dataclasses import dataclass
 
 from tutelage.errors import UserError
-from tutelage.recipes.preferring import PreferenceConfig
+from tutelage.recipes.stage.preferring import PreferenceConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +30,7 @@ class SimPOConfig(PreferenceConfig):
 def run(config: SimPOConfig) -> None:
     """Train by SimPO's loss."""
     from tutelage.objectives.preference import SimPO
-    from tutelage.recipes.preferring import prefer
+    from tutelage.recipes.stage.preferring import prefer
 
     objective = SimPO(config.simpo_beta, config.simpo_gamma, config.rpo_alpha)
     prefer(config, "simpo", objective, reference=None)

@@ -74,8 +74,8 @@ class TokenizerTrainConfig:
 
 def run(config: TokenizerTrainConfig) -> None:
     """Read, learn, write, and say how well the text is covered."""
+    from tutelage.recipes.data.texts import choose, sample_bytes, texts
     from tutelage.recipes.saying import say
-    from tutelage.recipes.texts import choose, sample_bytes, texts
     from tutelage.text.template import Template
 
     template = Template.load(config.template_config)
@@ -113,7 +113,7 @@ def run(config: TokenizerTrainConfig) -> None:
 
 
 def _learn(config: TokenizerTrainConfig, chosen: list[Rows], template: Template) -> Tokenizer:
-    from tutelage.recipes.texts import texts
+    from tutelage.recipes.data.texts import texts
     from tutelage.text.train import train_tokenizer
     from tutelage.text.train_char import train_char
     from tutelage.text.train_sentencepiece import train_sentencepiece

@@ -54,7 +54,7 @@ def run(config: TokenizerInspectConfig) -> None:
     from rich.markup import escape
 
     from tutelage.checkpoint.tokenizer import load_tokenizer
-    from tutelage.recipes.texts import choose, placed_texts
+    from tutelage.recipes.data.texts import choose, placed_texts
     from tutelage.report.tokenizer_table import record, table
     from tutelage.text.measure import measure
 

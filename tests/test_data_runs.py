@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 from tiny_pairs import pair, write_records
@@ -130,6 +131,15 @@ def test_streaming_is_refused_where_it_cannot_be(made, tmp_path):
     path = write_records(tmp_path, "pairs", [pair(number) for number in range(4)])
     words = made.sft(tmp_path / "out", "--streaming", train_data_paths=path, train_steps=2)
     assert "streaming is for sft and pretrain" in refused(run("dpo", *words[1:]))
+
+
+@pytest.mark.parametrize("words", [(), ("--streaming",)])
+def test_a_path_of_chats_and_texts_is_refused_with_a_file_of_each(made, tmp_path, words):
+    (tmp_path / "a.jsonl").write_bytes(Path(made.chats.removeprefix("jsonl:")).read_bytes())
+    (tmp_path / "b.jsonl").write_text('{"text": "Once upon a time."}\n' * 3)
+    path = f"jsonl:{tmp_path}/*.jsonl"
+    told = refused(run(*made.sft(tmp_path / "out", *words, train_data_paths=path, train_steps=2)))
+    assert f"{tmp_path}/a.jsonl and {tmp_path}/b.jsonl hold different things" in told
 
 
 def test_a_mixture_says_how_often_it_passes_each_path(made, tmp_path):

@@ -102,7 +102,7 @@ def encode_paths(
         if num_samples:
             raise UserError(f"{flag} chooses rows of files; what `tutelage data import` wrote is taken whole")
         return _together([open_encoded(place, tokenizer, ranked=ranked) for place in directories])
-    groups = _by_path(parse_sources(paths, ranked=ranked), len(paths), log)
+    groups = by_path(parse_sources(paths, ranked=ranked), len(paths), log)
     if template is None and any(group[0].kind != "text" for group in groups):
         raise UserError(
             f"conversations need a template; give --template_config, or only text: --{split}_data_paths"
@@ -130,7 +130,7 @@ def encode_paths(
     return _together([shard for shard in shards if shard is not None])
 
 
-def _by_path(sources: list[Source], paths: int, log: Callable[[str], None]) -> list[list[Source]]:
+def by_path(sources: list[Source], paths: int, log: Callable[[str], None]) -> list[list[Source]]:
     """The sources of each path, which must be of one kind; says what their records have and is not used."""
     groups = [[source for source in sources if source.number == number] for number in range(paths)]
     for group in groups:

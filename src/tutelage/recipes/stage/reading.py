@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from tutelage.data.dataset import prepare
+from tutelage.data.dataset import by_path, prepare
 from tutelage.data.encode import Encoder
 from tutelage.data.encoded import encoded_directories
 from tutelage.data.paths import DataPath, find_data
@@ -81,11 +81,7 @@ def stream(
         seed=config.seed,
         log=say,
     )
-    by_path = [[source for source in sources if source.number == path] for path in range(len(found))]
-    for path, own in zip(found, by_path, strict=True):
-        if len({source.kind for source in own}) > 1:
-            raise UserError(f"{path} has conversations and plain texts; give them as two paths")
-    streaming = Streaming(by_path, reading, weights=config.train_data_weights)
+    streaming = Streaming(by_path(sources, len(found), say), reading, weights=config.train_data_weights)
     streaming.beginning()
     return streaming
 

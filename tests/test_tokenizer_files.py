@@ -287,6 +287,7 @@ def test_a_place_without_a_tokenizer_is_named_with_what_was_looked_for(tmp_path)
             Tokenizer.load(place)
         assert str(refused.value) == (
             f"{place} has no tokenizer.json and no tokenizer.model, spiece.model, tekken.json, qwen.tiktoken"
-            ", nor vocab.json and merges.txt; save one there with transformers' "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            ", nor vocab.json and merges.txt; put the model's own there (transformers' "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it), or name its directory by "
+            "--tokenizer, which convert, doctor, generate and chat have"
         )

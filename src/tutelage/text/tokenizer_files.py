@@ -62,7 +62,8 @@ def _of_directory(directory: Path) -> TokenizerFiles:
             return _of_pair(directory / vocabulary, directory / merges)
     raise UserError(
         f"{directory} has no tokenizer.json and no {', '.join(_MODELS)}, nor vocab.json and merges.txt; "
-        "save one there with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        "put the model's own there (transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...) "
+        "writes it), or name its directory by --tokenizer, which convert, doctor, generate and chat have"
     )
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,16 @@ def compare(
     if reason := _reason_not_to(chain, shape):
         health.note("transformers", "compared", f"no: {reason}")
         return
+    logging.disable(logging.WARNING)  # what its optional packages have to say on being imported
+    try:
+        _compare(health, chain, shape, tokenizer, template)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _compare(
+    health: Health, chain: Chain, shape: ModelConfig, tokenizer: Tokenizer | None, template: Template | None
+) -> None:
     transformers: Any = importlib.import_module("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

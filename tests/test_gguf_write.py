@@ -208,9 +208,11 @@ def test_convert_writes_a_file_or_a_directory_and_refuses_what_is_there(saved, t
         main(["convert", str(directory), "--output", str(output), "--format", "gguf", "--precision", "fp16"])
         assert read_header(path).settings["general.file_type"] == 1
         assert read_header(path).settings["general.name"] == directory.name
-    main(["convert", str(directory), "--output", str(tmp_path / "b.gguf"), "--format", "gguf"])
-    assert read_header(tmp_path / "b.gguf").settings["general.file_type"] == 0  # as stored
-    capsys.readouterr()
+    for name, words, kind, said in [("b", [], 0, "float32"), ("d", ["--precision", "q8_0"], 7, "q8_0")]:
+        path = tmp_path / f"{name}.gguf"
+        main(["convert", str(directory), "--output", str(path), "--format", "gguf", *words])
+        assert read_header(path).settings["general.file_type"] == kind  # without --precision as stored
+        assert capsys.readouterr().err.endswith(f" parameters, {said}\n")
     for words, message in [
         (["--output", tmp_path, "--format", "gguf"], f"{tmp_path / 'model.gguf'} exists; give --overwrite"),
         (["--output", tmp_path / "hf", "--precision", "q8_0"], "precision q8_0 is GGUF's"),

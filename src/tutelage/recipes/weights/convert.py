@@ -148,7 +148,8 @@ def run(config: ConvertConfig) -> None:
         verified(conversion, config.format)
     if shape.role_embeddings and config.format == "hf":
         say(f"note: {NOTE}")
-    name = "int8" if config.format == "llama2c_v2" else str(conversion.dtype).removeprefix("torch.")
+    narrow = "int8" if config.format == "llama2c_v2" else "q8_0" if config.precision == "q8_0" else None
+    name = narrow or str(conversion.dtype).removeprefix("torch.")
     say(f"{config.output}: {shape.n_parameters:,} parameters, {name}")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tutelage.errors import UserError
-from tutelage.objectives import loss_names, pair_losses
+from tutelage.objectives import loss_names
 from tutelage.objectives.pair_losses import LOSSES, Pairs, centring, kto, normalised, ranking, simpo
 
 LEADS_ONLY = ["sigmoid", "hinge", "robust", "exo", "discopop", "cpo"]  # see an answer only beside the other
@@ -128,7 +128,6 @@ def test_kto_is_the_one_worked_by_hand():
     gain = 2 * log(3)
     assert_close(kto(logps, logps - gain - 1, liked, torch.tensor(1.0), 0.5, 2.0, 3.0), expected)
     assert_close(kto(logps, logps - gain, liked, torch.tensor(-4.0), 0.5, 2.0, 3.0), expected)
-    assert_close(pair_losses.apo_zero_unpaired(logps, logps - gain, liked, 0.5, 2.0, 3.0), expected)
 
 
 def test_no_gradient_goes_through_the_divergence_of_kto():

@@ -201,12 +201,11 @@ def test_orpo_is_the_odds_ratio_of_the_orpo_trainer(trl, beta, n_pairs):
     assert_same(answers, loss, -losses.mean())  # TRL subtracts it
 
 
-@pytest.mark.parametrize("name", ["kto", "apo_zero_unpaired"])
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.7, 1.6)])
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 @pytest.mark.parametrize("liked", [[True, False, False, True, False], [True], [False, False]])
 @pytest.mark.parametrize("kl_sign", [1, -1])
-def test_losses_of_single_answers_are_those_of_the_kto_trainer(trl, name, weights, beta, liked, kl_sign):
+def test_kto_is_that_of_the_kto_trainer(trl, weights, beta, liked, kl_sign):
     answers, others = Answers(len(liked)), Answers(len(liked), seed=7)
     other_logps, ref_other_logps = others.logps(others.logits).detach(), others.logps(others.ref_logits)
     kl = (other_logps - ref_other_logps).mean()
@@ -214,11 +213,11 @@ def test_losses_of_single_answers_are_those_of_the_kto_trainer(trl, name, weight
         others.logits, others.ref_logits = others.ref_logits, others.logits
         ref_other_logps, kl = other_logps, -kl
     trainer = stand_in(
-        loss_type=name,
+        loss_type="kto",
         beta=beta,
         desirable_weight=weights[0],
         undesirable_weight=weights[1],
-        calculate_KL=name == "kto",
+        calculate_KL=True,
         _compute_kl_logps=lambda model, batch: others.logps(others.logits),
     )
     inputs = answers.inputs() | {
@@ -232,10 +231,7 @@ def test_losses_of_single_answers_are_those_of_the_kto_trainer(trl, name, weight
 
     theirs = trl.kto._compute_loss(trainer, model, inputs, False)
     logps, ref_logps = answers.logps(answers.logits), answers.logps(answers.ref_logits)
-    if name == "kto":
-        losses = pair_losses.kto(logps, ref_logps, torch.tensor(liked), kl, beta, *weights)
-    else:
-        losses = pair_losses.apo_zero_unpaired(logps, ref_logps, torch.tensor(liked), beta, *weights)
+    losses = pair_losses.kto(logps, ref_logps, torch.tensor(liked), kl, beta, *weights)
     assert_same(answers, losses.mean(), theirs)
 
 

@@ -191,3 +191,12 @@ def give_score_head_(model: Transformer, *, seed: int, dtype: torch.dtype | None
         initialise_score_(head, model.config.n_layers, seed=seed)
     model.lm_head, model.score = None, head.train(model.training)
     model.config = with_score_head(model.config)
+
+
+def untie_(model: Transformer) -> None:
+    """Give a tied model a head of its own, a copy of the embedding."""
+    assert model.config.tied
+    weight = model.model.embed_tokens.weight
+    model.lm_head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    model.lm_head.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+    model.config = replace(model.config, tied=False)

@@ -221,18 +221,6 @@ def kto(
     return torch.where(liked, desirable_weight, undesirable_weight) * (signs * beta * gains).sigmoid()
 
 
-def apo_zero_unpaired(
-    logps: Tensor,
-    ref_logps: Tensor,
-    liked: Tensor,
-    beta: float,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
-) -> Tensor:
-    """APO-zero of single answers: KTO that measures no divergence. https://arxiv.org/abs/2408.06266"""
-    return kto(logps, ref_logps, liked, logps.new_zeros(()), beta, desirable_weight, undesirable_weight)
-
-
 def ranking(better: Tensor, worse: Tensor, margins: Tensor) -> Tensor:
     """-log s(better - worse - margin) of rewards, (P,). https://arxiv.org/abs/2009.01325
 

@@ -24,11 +24,10 @@ from tutelage.checkpoint.source import Source
 from tutelage.checkpoint.torchllms_lora import is_part
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
-from tutelage.model.merge import untie_
 from tutelage.model.quantize import Quantization
 from tutelage.model.roles import PARAMETER as ROLES
 from tutelage.model.score import PARAMETER as SCORE
-from tutelage.model.transformer import Transformer, add_role_embeddings_, give_score_head_
+from tutelage.model.transformer import Transformer, add_role_embeddings_, give_score_head_, untie_
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,14 @@
 """Learning from pairs of answers: pairs a second and peak memory of DPO, for a model of SmolLM2-135M's shape.
 
     python -m benchmarks.preference [--only ragged shared] [--methods full lora] [--precomputed]
-        [--rounds 1] [--threads 2] [--clock wall|cpu] [--peers PYTHON] [--minutes 4] [--tiny]
+        [--recompute SHARE] [--rounds 1] [--threads 2] [--clock wall|cpu] [--peers PYTHON]
+        [--minutes 4] [--tiny]
 
 A round is a pass over the pairs. PYTHON is an interpreter that has what benchmarks/requirements.txt names.
 The weights are random: learned ones take as long. On a machine that does other things, one thread and CPU
-time (--threads 1 --clock cpu) still mean something; wall time does not.
+time (--threads 1 --clock cpu) still mean something; wall time does not. With --recompute
+activations are formed again in the backward pass: ours of this share of the blocks, TRL's of all, which is
+its default.
 """
 
 import argparse
@@ -84,11 +87,13 @@ def pairs(case: str, of: Settings) -> list[Pair]:
     return made
 
 
-def contestants(case: str, method: str, peers: str, *, precomputed: bool, tiny: bool) -> list[Contestant]:
+def contestants(
+    case: str, method: str, peers: str, *, precomputed: bool, recompute: float, tiny: bool
+) -> list[Contestant]:
     """Each keeps the pace of benchmarks/pace.py and takes a case and a method."""
     words = [case, method, *(["--tiny"] if tiny else [])]
-    trl = [peers, "-m", "benchmarks.preference_peer", *words]
-    ours = [sys.executable, "-m", "benchmarks.preference_ours", *words]
+    trl = [peers, "-m", "benchmarks.preference_peer", *words, *(["--recompute"] if recompute else [])]
+    ours = [sys.executable, "-m", "benchmarks.preference_ours", *words, "--recompute", str(recompute)]
     field = [
         Contestant("tutelage", ours),
         Contestant("tutelage --share_prompt", [*ours, "--share_prompt"]),
@@ -119,7 +124,14 @@ def main() -> None:
     of, deadline = settings(tiny=words.tiny), time.monotonic() + 60 * words.minutes
     heats = [(case, method) for case in words.only for method in words.methods]
     for number, (case, method) in enumerate(heats):
-        field = contestants(case, method, words.peers, precomputed=words.precomputed, tiny=words.tiny)
+        field = contestants(
+            case,
+            method,
+            words.peers,
+            precomputed=words.precomputed,
+            recompute=words.recompute,
+            tiny=words.tiny,
+        )
         print(f"{case}, {method}: {CASES[case]}", flush=True)
         # Each heat may use as much of the time as leaves those after it theirs.
         end = time.monotonic() + (deadline - time.monotonic()) / (len(heats) - number)
@@ -136,6 +148,7 @@ def _words() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--precomputed", action="store_true", help="also with the reference known before")
+    parser.add_argument("--recompute", type=float, default=0.0)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")

@@ -1,6 +1,7 @@
 """Our contestant: the Trainer with what `tutelage dpo` puts into it.
 
-python -m benchmarks.preference_ours ragged|shared full|lora [--share_prompt] [--precomputed] [--tiny]
+python -m benchmarks.preference_ours ragged|shared full|lora [--share_prompt] [--precomputed]
+    [--recompute SHARE] [--tiny]
 """
 
 import argparse
@@ -26,7 +27,7 @@ from tutelage.model.transformer import Transformer, initialise_
 from tutelage.objectives.pair_losses import sigmoid
 from tutelage.objectives.preference import DPO
 from tutelage.recipes.stage.reference import Judge, Reference, annotated, beside
-from tutelage.train import optim, precision
+from tutelage.train import optim, precision, surgery
 from tutelage.train.trainer import Trainer
 
 FOREVER = 10**9
@@ -38,12 +39,14 @@ def main() -> None:
     parser.add_argument("method", choices=METHODS)
     parser.add_argument("--share_prompt", action="store_true")
     parser.add_argument("--precomputed", action="store_true")
+    parser.add_argument("--recompute", type=float, default=0.0)
     parser.add_argument("--tiny", action="store_true")
     words = parser.parse_args()
     keep_memory()  # as the command does
     of, pace = settings(tiny=words.tiny), Pace()
     groups = Comparisons(store_of(pairs(words.case, of)), share_prompt=words.share_prompt)
     trainer = trainer_of(of, groups, lora=words.method == "lora", precomputed=words.precomputed)
+    surgery.recompute(trainer.model, words.recompute, "block")
     trainer.hooks = [lambda trainer, metrics: pace.step_done()]
     pace.warm_up(1, steps_a_pass=of.pairs // of.micro)
     with suppress(Finished):

@@ -1,8 +1,8 @@
 """The peer: TRL's DPOTrainer, bf16 and else by its defaults, all weights or PEFT's LoRA.
 
-    python -m benchmarks.preference_peer ragged|shared full|lora [--precomputed] [--tiny]
+    python -m benchmarks.preference_peer ragged|shared full|lora [--precomputed] [--recompute] [--tiny]
 
-Only activation checkpointing, which TRL turns on by default, is off: nobody here computes anything twice.
+Only activation checkpointing, which TRL turns on by default, is off without --recompute.
 `--precomputed` has the reference's log-probabilities formed before training, where they are not timed.
 """
 
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("case", choices=CASES)
     parser.add_argument("method", choices=METHODS)
     parser.add_argument("--precomputed", action="store_true")
+    parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     words = parser.parse_args()
     of, pace = settings(tiny=words.tiny), Pace()
@@ -46,6 +47,7 @@ def main() -> None:
             directory,
             lora=words.method == "lora",
             precomputed=words.precomputed,
+            recompute=words.recompute,
         )
         trainer.create_optimizer()
         trainer.optimizer.register_step_post_hook(lambda optimizer, args, named: pace.step_done())
@@ -56,7 +58,7 @@ def main() -> None:
 
 
 def trainer_of(
-    of: Settings, rows: list[Pair], directory: str, *, lora: bool, precomputed: bool
+    of: Settings, rows: list[Pair], directory: str, *, lora: bool, precomputed: bool, recompute: bool
 ) -> DPOTrainer:
     """DPO on these rows; the reference is a copy of the model, or the model before its training."""
     data = [
@@ -67,7 +69,7 @@ def trainer_of(
         per_device_train_batch_size=of.micro,
         train_sampling_strategy="sequential",
         max_length=of.longest,
-        activation_checkpointing=False,
+        activation_checkpointing=recompute,
         precompute_ref_log_probs=precomputed,
     )
     adapters = LoraConfig(

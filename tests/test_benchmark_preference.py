@@ -36,8 +36,9 @@ def test_a_round_of_four_pairs_in_two_seconds_is_two_pairs_a_second():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_the_peer_trains_tiny_pairs_in_the_race(method):
-    field = contestants("ragged", method, sys.executable, precomputed=True, tiny=True)
+@pytest.mark.parametrize("recompute", [0, 0.5])
+def test_the_peer_trains_tiny_pairs_in_the_race(method, recompute):
+    field = contestants("ragged", method, sys.executable, precomputed=True, recompute=recompute, tiny=True)
     assert race(field, rounds=1, steps=None, threads=1, deadline=time.monotonic() + 200) == 1
     of = settings(tiny=True)
     for contestant in field:

@@ -91,6 +91,16 @@ REFUSED = {
         mistral_template, say("system: s", "user: a", "assistant: b"),
         "message 3: the model's own chat template writes what stands before it otherwise once it is there; ",
     ),
+    "leaving out what is said": (
+        lambda: ALL_OF_IT.replace("m.content +", "(m.content if m.role == 'user' else '') +"),
+        say("user: a", "assistant: b"),
+        "the model's own chat template writes nothing of what message 2, an answer, has to say",
+    ),
+    "leaving out what it marks": (
+        lambda: ALL_OF_IT.replace("{{ m", "{% generation %}{% endgeneration %}{{ m"),
+        say("user: a", "assistant: b"),
+        "the model's own chat template writes nothing of what the replies, where it marks them, say",
+    ),
     "raising": (
         lambda: trl_template("gemma"), say("system: s", "user: a", "assistant: b"),
         "the model's own chat template refuses it: System role not supported",
@@ -111,6 +121,42 @@ def test_what_is_ambiguous_is_refused_with_the_message_and_what_to_do(case):
     with pytest.raises(UserError) as refused:
         template.encode(messages, tokenizer("mistral_v1"))
     assert str(refused.value) == f"this conversation cannot be rendered: {fault}"
+
+
+IN_PARTS = """{%- for m in messages -%}
+{{ m.role + ':' }}{% for p in m.content %}{% if p.type == 'text' %}{{ ' ' + p.text }}{% endif %}{% endfor %}{{ eos_token }}
+{%- endfor -%}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"""  # noqa: E501
+
+
+def test_a_template_that_wants_lists_of_parts_gets_them():
+    """As those of models that see images are written; a content of parts or of text is the same to it."""
+    template = own("mistral_v1", IN_PARTS)
+    messages = say("user: a</s>", "assistant: b")
+    in_parts = [
+        {**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages
+    ]
+    for each in (messages, in_parts):
+        assert template.fault(each) is None
+        assert template.render(each).text == "user: a</s></s>assistant: b</s>"
+        assert learned(template, each) == [" b</s>"]
+        assert [piece.text for piece in template.render(each).pieces if piece.control] == ["</s>"] * 2
+    assert template.render(messages[:1], reply=True).text == "user: a</s></s>assistant:"
+
+
+def test_marks_in_a_comment_are_none():
+    commented = "{# {% generation %} is not used #}" + ALL_OF_IT
+    assert learned(own("mistral_v1", commented), say("user: a", "assistant: b")) == learned(
+        own("mistral_v1", ALL_OF_IT), say("user: a", "assistant: b")
+    )
+
+
+def test_the_first_word_behind_a_header_that_ends_in_a_space_is_learned():
+    colon = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    colon += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    source = tokenizer("mistral_v1")
+    encoded = own("mistral_v1", colon).encode(say("user: Is it?", "assistant: Yes"), source)
+    pairs = zip(encoded.tokens, encoded.weights, strict=True)
+    assert [source.token_text(token) for token, weight in pairs if weight] == ["▁Yes", "</s>"]
 
 
 def test_the_last_turns_reasoning_is_learned_where_nothing_before_is_lost():

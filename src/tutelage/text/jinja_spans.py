@@ -46,6 +46,11 @@ def marked(message: Message, control: re.Pattern[str]) -> Message:
     return {**message, "content": content[:start] + inside + content[start + len(words) :]}
 
 
+def has_words(text: str) -> bool:
+    """Whether what somebody says, its beginning or its end, stands in a marked text."""
+    return not text.isascii() and any(mark in text for mark in (WORDS_END, *_ROLE_OF))
+
+
 def unmarked(text: str) -> str:
     return text if text.isascii() else _ANY_MARK.sub("", text)
 

@@ -4,13 +4,13 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from tutelage.errors import UserError
+from tutelage.text.jinja_replies import Written, replies_of, told_of, unsaid
 from tutelage.text.jinja_spans import (
     ASSISTANT,
-    WORDS_END,
     clean,
     marked,
     marked_spans,
@@ -28,16 +28,6 @@ OWN = "model"  # how --template_config calls it
 _REMEMBERED = 1024  # conversations whose faults were asked for, and whose tokens will be
 _AT_ONCE = 64  # conversations in one request to the process
 _NEXT = {"role": "user", "content": "?"}
-_HELP = "put {% generation %} around what the model writes, or name another template by --template_config"
-
-
-@dataclass(frozen=True)
-class _Written:
-    """A conversation as the template wrote it, marked; or why it cannot be used."""
-
-    text: str = ""
-    spans: tuple[tuple[int, int], ...] = ()  # of the replies, in the marked text
-    fault: str | None = None
 
 
 def template_of(tokenizer: Tokenizer, named: str | None) -> Template:
@@ -64,10 +54,16 @@ class JinjaTemplate(Template):
         self.origin = json.dumps([OWN, source, tokenizer.named])
         self._pattern = _any_of(tokenizer)
         self._sandbox = sandbox_of(source, tokenizer)
-        self._marks = re.search(r"{%-?\+?\s*generation\b", source) is not None
-        self._done: OrderedDict[str, _Written] = OrderedDict()
-        sample = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+        self._marks = re.search(r"{%-?\+?\s*generation\b", re.sub(r"(?s){#.*?#}", "", source)) is not None
+        self._done: OrderedDict[str, Written] = OrderedDict()
+        sample = [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1"}]
+        self._parts = False  # whether it wants contents as lists of parts: [{"type": "text", "text": ...}]
         written = self._write([(sample, False)])[0]
+        if "a1" not in written.text:
+            self._parts = True
+            in_parts = self._write([(sample, False)])[0]
+            self._parts = "a1" in in_parts.text
+            written = in_parts if self._parts else written
         if not written.text:
             raise UserError(f"--template_config model: {written.fault}")
         pieces = pieces_of(written.text, [], 0, self._pattern)
@@ -125,7 +121,7 @@ class JinjaTemplate(Template):
             made.append(Rendered(self._pieces(messages, written, last)))
         return made
 
-    def _pieces(self, messages: Messages, written: _Written, last: int | None) -> list[Piece]:
+    def _pieces(self, messages: Messages, written: Written, last: int | None) -> list[Piece]:
         learned = len(written.spans)
         if last is not None:
             replies = [message["role"] == "assistant" for message in messages]
@@ -137,7 +133,7 @@ class JinjaTemplate(Template):
             learned = sum(replies[len(replies) - last :])
         return pieces_of(written.text, list(written.spans), learned, self._pattern)
 
-    def _written(self, asked: Sequence[tuple[Messages, bool]]) -> list[_Written]:
+    def _written(self, asked: Sequence[tuple[Messages, bool]]) -> list[Written]:
         """Each conversation as it is written; those that were just asked for are not rendered again."""
         keys = [json.dumps([messages, reply]) for messages, reply in asked]
         new = {key: each for key, each in zip(keys, asked, strict=True) if key not in self._done}
@@ -148,29 +144,38 @@ class JinjaTemplate(Template):
             self._done.popitem(last=False)
         return found
 
-    def _write(self, asked: Sequence[tuple[Messages, bool]]) -> list[_Written]:
-        made: list[_Written] = []
+    def _write(self, asked: Sequence[tuple[Messages, bool]]) -> list[Written]:
+        made: list[Written] = []
         for first in range(0, len(asked), _AT_ONCE):
             made += self._write_few(asked[first : first + _AT_ONCE])
         return made
 
-    def _write_few(self, asked: Sequence[tuple[Messages, bool]]) -> list[_Written]:
+    def _write_few(self, asked: Sequence[tuple[Messages, bool]]) -> list[Written]:
         """Plain and marked; where marks change what is written, only with what was typed made harmless."""
         inputs: list[Input] = []
         for messages, reply in asked:
-            told, tools = [_told(message) for message in messages], clean(messages[0].get("tools"))
+            told, tools = [told_of(message) for message in messages], clean(messages[0].get("tools"))
             whole = [(len(told), reply)]
             inputs.append(Input(told, whole, tools))
             inputs.append(self._marked(told, tools, reply))
-        texts, reasons = self._sandbox.render(inputs)
+        texts, reasons = self._sandbox.render([self._shaped(each) for each in inputs])
         changed = [n for n in range(len(asked)) if not _same(texts[2 * n][0], texts[2 * n + 1][0])]
-        again = [self._typed(inputs[2 * n], asked[n][1]) for n in changed]
+        again = [self._shaped(self._typed(inputs[2 * n], asked[n][1])) for n in changed]
         for n, other in zip(changed, self._sandbox.render(again)[0] if again else [], strict=True):
             texts[2 * n + 1] = other
         return [
-            self._found(*asked[n], texts[2 * n][0], texts[2 * n + 1], reasons[2 * n])
+            self._found(*asked[n], texts[2 * n][0], texts[2 * n + 1], reasons[2 * n], n not in changed)
             for n in range(len(asked))
         ]
+
+    def _shaped(self, given: Input) -> Input:
+        """With contents as the template wants them."""
+        if not self._parts:
+            return given
+        messages = [
+            {**each, "content": [{"type": "text", "text": each["content"]}]} for each in given.messages
+        ]
+        return replace(given, messages=messages)
 
     def _marked(self, told: list[Message], tools: Any, reply: bool) -> Input:
         messages = [*(marked(each, self._pattern) for each in told), _NEXT]
@@ -190,64 +195,33 @@ class JinjaTemplate(Template):
         return [(whole, False), *around, *([(whole + 1, False)] if replies[-1:] == [whole - 1] else [])]
 
     def _found(
-        self, messages: Messages, reply: bool, plain: str | None, texts: list[str | None], reason: str | None
-    ) -> _Written:
+        self,
+        messages: Messages,
+        reply: bool,
+        plain: str | None,
+        texts: list[str | None],
+        reason: str | None,
+        words_are_marked: bool,
+    ) -> Written:
         """The text, if what people say can be told from what the template says, and where the replies are."""
         text = texts[0]
         if plain is None:
-            return _Written(fault=f"the model's own chat template refuses it: {reason}")
+            return Written(fault=f"the model's own chat template refuses it: {reason}")
         if text is None or not _same(plain, text):
-            return _Written(
+            return Written(
                 fault="the model's own chat template looks into what messages say, so that a control token "
                 "in them cannot be told from the template's; name another template by --template_config"
             )
-        if self._marks or reply:
-            return _Written(text, tuple(marked_spans(text)))
-        return _replies(messages, text, texts[1:])
+        marked = self._marks or reply
+        found = Written(text, tuple(marked_spans(text))) if marked else replies_of(messages, text, texts[1:])
+        if found.fault is None and words_are_marked and (whose := unsaid(messages, found, reply=reply)):
+            return Written(text, fault=f"the model's own chat template writes nothing of what {whose} say")
+        return found
 
 
 def _same(plain: str | None, text: str | None) -> bool:
     """Whether a marked text, without its marks, is what the template writes of the plain messages."""
     return plain is None or (text is not None and unmarked(plain) == unmarked(text))
-
-
-def _replies(messages: Messages, text: str, cuts: list[str | None]) -> _Written:
-    """The spans of the replies, each between what stands before it and what stands with it."""
-    spans = []
-    places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-    for place, before, behind in zip(places, cuts[::2], cuts[1::2], strict=False):
-        if before is None or behind is None:
-            what = "refuses the conversation up to it"
-        elif not text.startswith(before):
-            what = "writes what stands before it otherwise once it is there"
-        elif not (text.startswith(behind) and behind.startswith(before)):
-            what = "writes it otherwise once more messages follow"
-        else:
-            spans.append((len(before), len(behind)))
-            continue
-        return _Written(text, fault=f"message {place + 1}: the model's own chat template {what}; {_HELP}")
-    if len(cuts) % 2 and cuts[-1] is not None and not _ends_alike(text, cuts[-1], spans[-1][0]):
-        return _Written(
-            text,
-            fault=f"message {len(messages)}: the model's own chat template ends a conversation otherwise "
-            f"than a reply behind which a question follows; {_HELP}",
-        )
-    return _Written(text, tuple(spans))
-
-
-def _ends_alike(text: str, followed: str, start: int) -> bool:
-    """Whether the last reply, which begins at `start`, ends as it does where a question follows it."""
-    if text.rfind(WORDS_END) < start or WORDS_END not in followed:
-        return followed.startswith(text)  # a reply without words
-    return followed.rpartition(WORDS_END)[2].startswith(text.rpartition(WORDS_END)[2])
-
-
-def _told(message: Message) -> Message:
-    """A message as the template is given it: a content of parts joined, and without the tools."""
-    message = clean({key: value for key, value in message.items() if key != "tools"})
-    if isinstance(message.get("content"), list):
-        message["content"] = "".join(part["text"] for part in message["content"])
-    return message if message.get("content") is not None else {**message, "content": ""}
 
 
 def _any_of(tokenizer: Tokenizer) -> re.Pattern[str]:

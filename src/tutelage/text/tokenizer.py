@@ -77,7 +77,10 @@ class Tokenizer:
         return [e.ids for e in self._twin.encode_batch_fast(cleaned, add_special_tokens=False)]
 
     def encode_marked(self, documents: Sequence[Sequence[Piece]]) -> list[Encoded]:
-        """Each document's pieces, joined and tokenized once; a token is what the piece it starts in is."""
+        """Each document's pieces, joined and tokenized once; a token is what the piece it starts in is.
+
+        One that starts in what is not learned and has the first words of what is, as the space of `bot: ` and
+        `Yes` make one, is learned."""
         done: list[Encoded] = []
         for first in range(0, len(documents), _BATCH):
             chunk = documents[first : first + _BATCH]
@@ -164,7 +167,9 @@ class Tokenizer:
             _move_to_sentinels(starts, encoding.ids, self._control_ids, "".join(texts))
         ends = np.cumsum([len(text) for text in texts])
         piece_of = np.searchsorted(ends, starts, side="right")
-        weights = np.array([piece.learned for piece in pieces], dtype=np.float64)[piece_of]
+        learned = np.array([piece.learned for piece in pieces])
+        _move_to_words(piece_of, np.array(encoding.offsets)[:, 1], ends, learned, "".join(texts))
+        weights = learned.astype(np.float64)[piece_of]
         roles = np.array([piece.role for piece in pieces])[piece_of]
         return Encoded(encoding.ids, weights.tolist(), roles.tolist())
 
@@ -177,6 +182,16 @@ def _move_to_sentinels(starts: np.ndarray, tokens: list[int], control: frozenset
     for place, token in enumerate(tokens):
         if token in control and text[starts[place] : starts[place] + 1] != OPEN:
             starts[place] = max(text.find(OPEN, starts[place]), starts[place])
+
+
+def _move_to_words(
+    piece_of: np.ndarray, token_ends: np.ndarray, ends: np.ndarray, learned: np.ndarray, text: str
+) -> None:
+    """Let tokens that end in a learned piece, with words of it, belong to it and not to where they start."""
+    last = np.searchsorted(ends, token_ends - 1, side="right")
+    for token in np.flatnonzero((last > piece_of) & learned[last] & ~learned[piece_of]):
+        if text[ends[last[token] - 1] : token_ends[token]].strip():
+            piece_of[token] = last[token]
 
 
 def _library(source: str) -> tokenizers.Tokenizer:

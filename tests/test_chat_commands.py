@@ -236,3 +236,19 @@ def test_a_run_without_a_result_is_refused(capsys, monkeypatch, tmp_path):
     words = ["generate", str(tmp_path), "--prompt", "a"]
     message = f"error: {tmp_path} is a run without a result; end it with the same command and --resume\n"
     assert tell(capsys, monkeypatch, words) == (2, "", message)
+
+
+@pytest.mark.parametrize(
+    ("names", "refused"), [({"pad_token": "<pad>"}, False), ({"bos_token": "<new>"}, True)], ids=str
+)
+def test_control_tokens_that_are_not_embedded_matter_where_a_prompt_has_them(
+    capsys, monkeypatch, model_directory, tmp_path, names, refused
+):
+    """A padding token that somebody added is never in a prompt; a BOS is."""
+    shutil.copytree(model_directory / "model", tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | names))
+    words = ["generate", str(tmp_path / "model"), "--raw", "--prompt", "hi", "--max_new_tokens", "2"]
+    code, _, err = tell(capsys, monkeypatch, words)
+    assert code == (2 if refused else 0)
+    assert ("control tokens that it never had: take <new> out of them" in err) == refused

@@ -5,10 +5,13 @@ import shutil
 
 import pytest
 import torch
+from llama2c_models import tiny
+from official import source_of
 from safetensors.torch import load_file, save_file
 from tiny_chat import byte_tokenizer, tiny_model
 
 from tutelage.checkpoint.hf import save_model
+from tutelage.checkpoint.tokenizer import load_tokenizer
 from tutelage.cli import main
 from tutelage.report.health import Health, show
 from tutelage.text.template import Template
@@ -184,12 +187,36 @@ def test_other_tokens_than_transformers_makes_are_a_problem(model, capsys, monke
     monkeypatch.setattr(
         "tutelage.recipes.weights.comparing._FAR", -1.0
     )  # on tiny models not even the last bit differs
-    encode = Template.encode
-    monkeypatch.setattr(Template, "encode", lambda *a, **options: encode(*a, **options | {"reply": False}))
-    _, findings = doctor(capsys, model, code=2)
-    texts = [text for serious, text in findings if serious]
-    assert texts[0].startswith("template chatml gives a chat other tokens than the model's own")
-    assert texts[1].startswith("logits differ from transformers' by ")
+    for method, beginning in [
+        ("encode", "transformers makes other tokens of a chat than template chatml"),
+        ("render", "template chatml writes a chat otherwise than the model's own"),
+    ]:
+        own = getattr(Template, method)
+        with monkeypatch.context() as patched:
+            patched.setattr(Template, method, lambda *a, own=own, **options: own(*a, reply=False))
+            _, findings = doctor(capsys, model, code=2)
+        texts = [text for serious, text in findings if serious]
+        assert texts[0].startswith(beginning)
+        assert texts[1].startswith("logits differ from transformers' by ")
+
+
+def test_a_class_of_transformers_that_rebuilds_the_tokenizer_is_only_noted(tmp_path, capsys):
+    """Here LlamaTokenizer of transformers 5 puts no space before a text that begins with one."""
+    tokenizer = load_tokenizer(source_of("mistral_v1"))
+    model = tiny(tokenizer.size, dim=8, n_layers=1, head_dim=4, ffn_dim=8, n_heads=2, n_kv_heads=2)
+    tokenizer.save(tmp_path)
+    save_model(model, model.config, tmp_path, dtype=torch.float32)
+    change(tmp_path / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", chat_template=None)
+    record, findings = doctor(capsys, tmp_path)
+    assert record["transformers"]["ids"] == "of 3 of 4 texts alike"
+    (words,) = [text for serious, text in findings if "LlamaTokenizer" in text]
+    assert words.startswith("transformers' LlamaTokenizer makes other tokens of \"  Two spaces,")
+
+
+def test_a_models_own_template_is_named_as_elsewhere(model, capsys):
+    record, findings = doctor(capsys, model, "--template_config", "model")
+    assert record["chat"]["template"] == "model, named by --template_config"
+    assert (findings, record["transformers"]["chat"]) == ([], "the same ids")
 
 
 def test_what_is_not_compared_is_said_with_the_reason(model, capsys, monkeypatch):

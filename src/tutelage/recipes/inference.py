@@ -92,13 +92,15 @@ def sampling_of(config: InferenceConfig) -> Sampling:
 def load_text(config: LoadedConfig, *, raw: bool = False) -> tuple[Tokenizer, Template | None]:
     """The tokenizer and the template, None if prompts are `raw`; mistakes show before weights load."""
     from tutelage.checkpoint.tokenizer import load_tokenizer
-    from tutelage.recipes.stage.chain import chain_of
+    from tutelage.recipes.stage.chain import chain_of, shape_of
+    from tutelage.recipes.stage.vocabulary import check_written
     from tutelage.text.jinja_template import template_of
 
-    tokenizer = load_tokenizer(config.tokenizer or chain_of(config.ckpt_paths).text)
-    if raw:
-        return tokenizer, None
-    return tokenizer, template_of(tokenizer, config.template_config)
+    chain = chain_of(config.ckpt_paths)
+    tokenizer = load_tokenizer(config.tokenizer or chain.text)
+    template = None if raw else template_of(tokenizer, config.template_config)
+    check_written(chain.text, shape_of(chain).vocab_size, tokenizer, template)
+    return tokenizer, template
 
 
 def load_weights(config: LoadedConfig, *, writes: bool = True) -> Transformer:

@@ -93,6 +93,10 @@ class JinjaTemplate(Template):
     def check(self, tokenizer: Tokenizer) -> None:
         """Its control tokens are those of the tokenizer that it came with."""
 
+    def named(self, pieces: list[Piece], tokenizer: Tokenizer) -> list[Piece]:
+        """Its BOS and EOS are the tokenizer's own already."""
+        return pieces
+
     def render(self, messages: Messages, *, reply: bool = False, learned_last: int | None = None) -> Rendered:
         return self._rendered([messages], reply, [learned_last])[0]
 

@@ -25,6 +25,7 @@ from tutelage.recipes.stage.pretokenized import ShardSettings, open_shards, shar
 from tutelage.recipes.stage.quantizing import quantization_of
 from tutelage.recipes.stage.reading import encoded, stream
 from tutelage.recipes.stage.training import TrainingConfig
+from tutelage.recipes.stage.vocabulary import check_vocabulary
 from tutelage.recipes.stage.watching import total_steps
 from tutelage.report.trained_table import trained_table
 from tutelage.text.jinja_template import template_of
@@ -52,21 +53,7 @@ def check_model(model: Path, config: ModelConfig, tokenizer: Tokenizer, *, write
     if writes:
         refuse_score_head(config, model)
     check_files(model)
-    if tokenizer.size > config.vocab_size:
-        raise UserError(
-            f"{model}: its tokenizer has {tokenizer.size} tokens, the model embeds {config.vocab_size}; "
-            f"they do not belong together{_or_named(tokenizer, config.vocab_size)}"
-        )
-
-
-def _or_named(tokenizer: Tokenizer, embedded: int) -> str:
-    """What else the reason may be where all that the model does not embed are control tokens."""
-    beyond = [name for name, token in tokenizer.control.items() if token >= embedded]
-    if len(beyond) < tokenizer.size - embedded:
-        return ""
-    return (
-        f", or its settings name control tokens that it never had: take {', '.join(beyond[:5])} out of them"
-    )
+    check_vocabulary(model, config.vocab_size, tokenizer)
 
 
 def with_roles(base: ModelConfig, *, use: bool, init: str, frozen: bool = False) -> ModelConfig:

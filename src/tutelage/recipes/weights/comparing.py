@@ -59,9 +59,9 @@ def _compare(
     if tokenizer is not None:
         theirs = _tried(health, "tokenizer", lambda: _their_tokenizer(transformers, where, options))
         if theirs is not None:
-            _compare_ids(health, tokenizer, theirs)
+            alike = _compare_ids(health, tokenizer, theirs, _their_file(transformers, where))
             if template is not None and theirs.chat_template is not None:
-                _compare_chat(health, tokenizer, template, theirs)
+                _compare_chat(health, tokenizer, template, theirs, alike=alike)
     rows = _rows(tokenizer, shape)
     model = _tried(health, "model", lambda: _their_logits(transformers, where, options, rows))
     if model is not None:
@@ -116,6 +116,11 @@ def _their_tokenizer(transformers: Any, where: Path, options: dict[str, str]) ->
     return transformers.AutoTokenizer.from_pretrained(where, **options)
 
 
+def _their_file(transformers: Any, where: Path) -> Any:
+    path = where / "tokenizer.json"
+    return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path)) if path.is_file() else None
+
+
 @torch.no_grad()
 def _their_logits(
     transformers: Any, where: Path, options: dict[str, str], rows: list[list[int]]
@@ -132,30 +137,58 @@ def _rows(tokenizer: Tokenizer | None, shape: ModelConfig) -> list[list[int]]:
     return [row for row in rows if row]
 
 
-def _compare_ids(health: Health, tokenizer: Tokenizer, theirs: Any) -> None:
-    differing = [
+def _compare_ids(health: Health, tokenizer: Tokenizer, theirs: Any, from_file: Any) -> bool:
+    """Whether plain texts have the same tokens.
+
+    `from_file` is tokenizer.json as transformers reads it without a class of the model's own."""
+    differing = _differing(tokenizer, theirs)
+    health.note("transformers", "ids", f"of {len(_TEXTS) - len(differing)} of {len(_TEXTS)} texts alike")
+    if differing and from_file is not None and not _differing(tokenizer, from_file):
+        health.warn(
+            f"transformers' {type(theirs).__name__} makes other tokens of {differing[0]!r} than "
+            "tokenizer.json says, which is what is read here",
+            'to have the file\'s tokens there too, put "tokenizer_class": "PreTrainedTokenizerFast" into '
+            "tokenizer_config.json, as `tutelage convert` does",
+        )
+    elif differing:
+        health.problem(f"transformers makes other tokens of {differing[0]!r}", _REPORT)
+    return not differing
+
+
+def _differing(tokenizer: Tokenizer, theirs: Any) -> list[str]:
+    return [
         text for text in _TEXTS if theirs(text, add_special_tokens=False).input_ids != tokenizer.encode(text)
     ]
-    health.note("transformers", "ids", f"of {len(_TEXTS) - len(differing)} of {len(_TEXTS)} texts alike")
-    if differing:
-        health.problem(f"transformers makes other tokens of {differing[0]!r}", _REPORT)
 
 
-def _compare_chat(health: Health, tokenizer: Tokenizer, template: Template, theirs: Any) -> None:
-    def rendered() -> list[int]:
+def _compare_chat(
+    health: Health, tokenizer: Tokenizer, template: Template, theirs: Any, *, alike: bool
+) -> None:
+    """Texts first; their tokens count against the template only where plain texts have the same, `alike`."""
+
+    def rendered() -> tuple[str, list[int]]:
         text = theirs.apply_chat_template(_CHAT, tokenize=False, add_generation_prompt=True)
-        return theirs(text, add_special_tokens=False).input_ids
+        return text, theirs(text, add_special_tokens=False).input_ids
 
     wanted = _tried(health, "chat template", rendered)
     if wanted is None:
         return
-    alike = template.encode(_CHAT, tokenizer, reply=True).tokens == wanted
-    health.note("transformers", "chat", "the same ids" if alike else "other ids")
-    if not alike:
+    text, ids = wanted
+    ours = template.named(template.render(_CHAT, reply=True).pieces, tokenizer)
+    same_text = "".join(piece.text for piece in ours) == text
+    same_ids = template.encode(_CHAT, tokenizer, reply=True).tokens == ids
+    health.note(
+        "transformers",
+        "chat",
+        "the same ids" if same_ids else "other ids of the same text" if same_text else "another text",
+    )
+    if not same_text:
         health.problem(
-            f"template {template.name} gives a chat other tokens than the model's own chat template does",
+            f"template {template.name} writes a chat otherwise than the model's own chat template does",
             "name the template it was trained with by --template_config",
         )
+    elif alike and not same_ids:
+        health.problem(f"transformers makes other tokens of a chat than template {template.name}", _REPORT)
 
 
 @torch.no_grad()

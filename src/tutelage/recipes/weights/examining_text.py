@@ -9,6 +9,7 @@ from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.recipes.stage.chain import Chain, shape_of
 from tutelage.report.health import Health
+from tutelage.text.jinja_template import template_of
 from tutelage.text.template import Template
 from tutelage.text.tokenizer import Tokenizer
 
@@ -100,8 +101,7 @@ def _named(tokenizer: Tokenizer, value: int | list[int]) -> str:
 
 def _template(health: Health, tokenizer: Tokenizer, name: str | None) -> Template | None:
     try:
-        template = Template.load(name) if name else Template.recognise(tokenizer)
-        template.check(tokenizer)
+        template = template_of(tokenizer, name)
     except UserError as error:
         health.note("chat", "template", "none")
         if name or tokenizer.chat_template is not None:

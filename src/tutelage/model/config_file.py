@@ -19,7 +19,7 @@ def fields_of(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     if name not in FAMILIES:
         raise UserError(f"{where}: model_type {name!r} is not supported; supported are {', '.join(FAMILIES)}")
     family = FAMILIES[name]
-    known = {*family.numbers, *family.written, *family.read}
+    known = {*family.numbers, *family.written, *family.read, *family.again}
     refuse_what_changes_arithmetic(values, known, family.fixed, where)
     values = {**_DEFAULTS, **family.defaults, **values}
     if missing := [key for key in _REQUIRED if key not in values]:
@@ -69,6 +69,9 @@ def _head(values: Mapping[str, Any], where: str) -> Literal["lm", "score"]:
 
 def _check_layers(values: Mapping[str, Any], family: Family, where: str) -> None:
     types, n_layers = values.get("layer_types") or [], values["num_hidden_layers"]
+    for key, other in family.again.items():
+        if values.get(key) not in (None, values.get(other)):
+            raise UserError(f"{where}: {key} is {values[key]!r}, and {other} is {values.get(other)!r}")
     strange, mixed = set(types) - {SLIDING, FULL}, len(set(types)) > 1
     if strange or (mixed and "layer_types" not in family.written):
         raise UserError(f"{where}: layer_types = {types!r} is not supported for {values['model_type']}")

@@ -142,6 +142,11 @@ def test_every_part_of_a_character_has_its_weight():
     assert encoded.weights == [0.0] + [1.0] * (len(encoded.tokens) - 2) + [0.0]
 
 
+def test_a_number_that_is_no_token_is_spelled_as_nothing(tmp_path):
+    tokenizer = tiny(tmp_path)
+    assert [tokenizer.token_text(token) for token in (-1, tokenizer.size, 2**40)] == ["", "", ""]
+
+
 def test_empty_documents_have_no_tokens():
     tokenizer = tokenizer_of("smollm2")
     assert tokenizer.encode("") == []

@@ -27,7 +27,6 @@ def fields_of(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     n_heads, dim = values["num_attention_heads"], values["hidden_size"]
     head = _head(values, where)
     _check_layers(values, family, where)
-    eos = values.get("eos_token_id")
     return {
         "vocab_size": values["vocab_size"],
         "dim": dim,
@@ -45,13 +44,26 @@ def fields_of(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         "role_embeddings": bool(values.get("use_role_embeddings")),
         "role_embeddings_init": str(values.get("role_embeddings_init") or "zeros"),
         "family": name,
-        "bos": values.get("bos_token_id"),
-        "eos": () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
-        "pad": values.get("pad_token_id"),
+        **named_tokens(values),
         "dtype": str(values.get("dtype") or values.get("torch_dtype") or "float32").removeprefix("torch."),
         **family.traits,
         **{field: values.get(key) for key, field in family.numbers.items()},
     }
+
+
+def named_tokens(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The ids that a config.json or a generation_config.json names, as fields; −1 stands for none there."""
+    eos = values.get("eos_token_id")
+    ends = (_token(token) for token in (eos if isinstance(eos, list) else [eos]))
+    return {
+        "bos": _token(values.get("bos_token_id")),
+        "eos": tuple(token for token in ends if token is not None),
+        "pad": _token(values.get("pad_token_id")),
+    }
+
+
+def _token(value: Any) -> Any:
+    return None if value == -1 else value
 
 
 def _head(values: Mapping[str, Any], where: str) -> Literal["lm", "score"]:

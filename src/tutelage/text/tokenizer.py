@@ -99,7 +99,8 @@ class Tokenizer:
 
     def token_text(self, token: int) -> str:
         """One token as the vocabulary spells it, for showing; ids without a token give an empty string."""
-        return named_again(self._twin.id_to_token(token) or "", self._names)
+        spelled = self._twin.id_to_token(token) if token in range(self.size) else None
+        return named_again(spelled or "", self._names)
 
     def is_control(self, token: int) -> bool:
         return token in self._control_ids

@@ -25,7 +25,10 @@ def read_settings(directory: Path) -> dict[str, Any]:
         )
     template = directory / "chat_template.jinja"
     if template.is_file():
-        settings["chat_template"] = template.read_text(encoding="utf-8")
+        try:
+            settings["chat_template"] = template.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{template} is not text in UTF-8: {error}") from error
     return settings
 
 

@@ -134,7 +134,9 @@ _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": 
 
 def _declares(entry: tuple[str, Any]) -> bool:
     index, token = entry
-    return index.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)
+    if not (index.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)):
+        return False
+    return token["content"] != "" and all(isinstance(token.get(flag, False), bool) for flag in _FLAGS)
 
 
 def _special_names(settings: dict[str, Any]) -> dict[str, None]:
@@ -163,11 +165,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _check(settings: dict[str, Any], path: Path) -> None:
     """Refuse tokens and templates that are neither text nor an object with their text."""
-    listed = [token for key in LISTED if isinstance(tokens := settings.get(key), list) for token in tokens]
-    for token in [*(settings.get(name) for name in NAMED), *listed]:
+    said = [(name, settings.get(name)) for name in NAMED]
+    for key in LISTED:
+        tokens = settings.get(key) or []
+        if not isinstance(tokens, list | dict):
+            raise UserError(f"{path}: {key} is {repr(tokens)[:80]}, wanted a list of tokens, or an object")
+        said += [(key, token) for token in (tokens.values() if isinstance(tokens, dict) else tokens)]
+    for key, token in said:
         content = token.get("content") if isinstance(token, dict) else token
         if token is not None and not isinstance(content, str):
-            raise UserError(f"{path}: {repr(token)[:80]} stands for a token, and is no text")
+            raise UserError(f"{path}: {key}: {repr(token)[:80]} stands for a token, and is no text")
     template = settings.get("chat_template")
     if template is not None and not isinstance(template, str | list):
         raise UserError(f"{path}: chat_template is {repr(template)[:80]}, not a text")

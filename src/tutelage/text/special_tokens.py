@@ -30,9 +30,8 @@ def read_settings(directory: Path) -> dict[str, Any]:
         except UnicodeDecodeError as error:
             raise UserError(f"{template} is not text in UTF-8: {error}") from error
     written = settings.get("chat_template")
-    if not any(
-        map(_says, [each["template"] for each in written] if isinstance(written, list) else [written])
-    ):
+    templates = [each["template"] for each in written] if isinstance(written, list) else [written]
+    if not any(map(_says, templates)):
         settings.pop("chat_template", None)
     return settings
 

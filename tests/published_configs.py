@@ -77,6 +77,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256, "rope_theta": 10000.0}
     | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "cache_implementation": "hybrid"}
     | {"rms_norm_eps": 1e-06},
+    "Gemma 2 9B Instruct": _OLD
+    | _sizes(256000, 3584, 14336, 42, 16, 8, 8192)
+    | {"model_type": "gemma2", "head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "sliding_window": 4096}
+    | {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256, "rope_theta": 10000.0}
+    | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "cache_implementation": "hybrid"}
+    | {"rms_norm_eps": 1e-06, "sliding_window_size": 4096, "attention_bias": False},
     "Gemma 3 1B": _OLD
     | _sizes(262144, 1152, 6912, 26, 4, 1, 32768)
     | {"model_type": "gemma3_text", "head_dim": 256, "sliding_window": 512, "sliding_window_pattern": 6}
@@ -114,6 +120,7 @@ COUNTS = {  # of parameters, as published
     "OLMo 2 1B": 1_484_916_736,
     "Gemma 2B": 2_506_172_416,
     "Gemma 2 2B": 2_614_341_888,
+    "Gemma 2 9B Instruct": 9_241_705_984,
     "Gemma 3 1B": 999_885_952,
     "Gemma 3 4B, the text": 3_880_263_168,
     "Phi-3 mini 4k": 3_821_079_552,

@@ -174,6 +174,14 @@ def test_what_may_surprise_is_noted_and_needs_no_mending(model, capsys):
     _, findings = doctor(capsys, model, "--no_compare")  # not read, not known
 
 
+def test_a_padding_token_of_minus_one_is_none(model, capsys):
+    change(model / "config.json", pad_token_id=-1)
+    change(model / "generation_config.json", pad_token_id=-1)
+    change(model / "tokenizer_config.json", pad_token=None)
+    record, findings = doctor(capsys, model, "--no_compare")
+    assert (record["tokenizer"]["pad"], findings) == ("none", [])
+
+
 def test_a_model_without_a_template_is_a_base_model(model, capsys):
     change(model / "tokenizer_config.json", chat_template=None)
     record, findings = doctor(capsys, model, "--no_compare")

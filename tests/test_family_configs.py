@@ -123,6 +123,7 @@ WRONG = {
             {"layer_types": ["full_attention", "sliding_attention"]},
             "layer_types are 2, and num_hidden_layers",
         ),
+        ({"sliding_window_size": 9}, "sliding_window_size is 9, and sliding_window is "),
     ],
     "gemma3_text": [
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0 is not supported; only None is"),

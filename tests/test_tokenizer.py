@@ -115,6 +115,11 @@ def test_nobody_can_type_a_sentinel():
     assert tokenizer.decode(tokens) == "\ufffd0\ufffd \ufffd\ufffd"
 
 
+def test_a_number_that_is_no_token_is_spelled_as_nothing(tmp_path):
+    tokenizer = tiny(tmp_path)
+    assert [tokenizer.token_text(token) for token in (-1, tokenizer.size, 2**40)] == ["", "", ""]
+
+
 def test_empty_documents_have_no_tokens():
     tokenizer = tokenizer_of("smollm2")
     assert tokenizer.encode("") == []

@@ -261,6 +261,10 @@ SETTINGS = {
     "tokenizer_config.json": ('{"added_tokens_decoder": {"x": {}}}', "added_tokens_decoder is no object of"),
     "added_tokens.json": ('{"<x>": "9"}', "an object of tokens and their numbers is wanted"),
     "special_tokens_map.json": ("[]", "holds a JSON list, an object is wanted"),
+    "chat_template.jinja": (
+        "{{ 'caf\udce9' }}",
+        "is not text in UTF-8: 'utf-8' codec can't decode byte 0xe9",
+    ),
 }
 
 
@@ -268,7 +272,7 @@ SETTINGS = {
 def test_settings_that_make_no_sense_are_refused_by_file(name, tmp_path):
     write_tekken(tmp_path)
     content, reason = SETTINGS[name]
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, errors="surrogateescape")
     with pytest.raises(UserError) as refused:
         load_tokenizer(tmp_path)
     assert reason in str(refused.value) and str(refused.value).startswith(f"{tmp_path / name}")

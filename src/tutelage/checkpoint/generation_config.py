@@ -7,6 +7,7 @@ from pathlib import Path
 from tutelage.checkpoint.config_values import check_values
 from tutelage.checkpoint.json_file import read_object
 from tutelage.model.config import ModelConfig
+from tutelage.model.config_file import named_tokens
 
 FILE = "generation_config.json"
 
@@ -23,9 +24,7 @@ def with_generation_config(config: ModelConfig, directory: Path) -> ModelConfig:
     """The config with the end tokens of the file there, which generate() stops at, and what else it lacks."""
     values = read_object(directory / FILE) if (directory / FILE).exists() else {}
     check_values(values, directory / FILE)
-    bos, pad, eos = (values.get(f"{name}_token_id") for name in ("bos", "pad", "eos"))
-    config = replace(config, bos=bos if config.bos is None else config.bos)
-    config = replace(config, pad=pad if config.pad is None else config.pad)
-    if eos is None:
-        return config
-    return replace(config, eos=tuple(eos) if isinstance(eos, list) else (eos,))
+    found = named_tokens(values)
+    config = replace(config, bos=found["bos"] if config.bos is None else config.bos)
+    config = replace(config, pad=found["pad"] if config.pad is None else config.pad)
+    return replace(config, eos=found["eos"] or config.eos)

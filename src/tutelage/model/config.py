@@ -66,6 +66,9 @@ class ModelConfig:
         if self.rotary_dim % 2:
             name = "head_dim" if self.partial_rotary == 1 else "the part of a head that turns,"
             raise UserError(f"{name} {self.rotary_dim} is odd; rotary embeddings turn pairs")
+        if not self.rotary_dim:
+            part = self.partial_rotary
+            raise UserError(f"partial_rotary_factor {part} of a head of {self.head_dim} is no number at all")
         check_factors(self.rope_scaling, self.rotary_dim)
         for name in ("vocab_size", "dim", "n_layers", "n_heads", "ffn_dim", "max_positions"):
             if getattr(self, name) < 1:

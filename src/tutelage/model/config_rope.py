@@ -37,9 +37,13 @@ def read_rope(values: Mapping[str, Any], family: Family, where: str) -> dict[str
     partial = found.get("partial_rotary_factor") or values.get("partial_rotary_factor") or 1.0
     if partial != 1.0 and "partial_rotary_factor" not in family.written:
         raise UserError(f"{where}: partial_rotary_factor = {partial!r} is not supported; only 1.0 is")
+    theta = float(found.get("rope_theta") or values.get("rope_theta") or 10000.0)
+    scaling = _scaling(found, values, family, where)
+    if scaling is not None and scaling["rope_type"] == "yarn" and theta <= 1:
+        raise UserError(f"{where}: rope_theta = {theta!r}, wanted more than 1: yarn divides by its logarithm")
     return {
-        "rope_theta": float(found.get("rope_theta") or values.get("rope_theta") or 10000.0),
-        "rope_scaling": _scaling(found, values, family, where),
+        "rope_theta": theta,
+        "rope_scaling": scaling,
         "partial_rotary": partial,
         "local_theta": None if local_theta is None else float(local_theta),
         "rope_layers": family.rope_layers(values),
@@ -63,11 +67,15 @@ def _scaling(
         raise UserError(f"{where}: rope type {kind} has {unknown[0]}, whose meaning is not known here")
     if kind == "default":
         return None
-    if missing := [key for key in _NEEDED[kind] if key not in found]:
-        raise UserError(f"{where}: rope type {kind} needs {', '.join(missing)}")
+    if missing := [key for key in _NEEDED[kind] if found.get(key) is None]:
+        null = ", which is null" if missing[0] in found else ""
+        raise UserError(f"{where}: rope type {kind} needs {', '.join(missing)}{null}")
     scaling = {"rope_type": kind, **{key: found[key] for key in _NEEDED[kind]}}
     if kind == "linear":
         return scaling
+    if kind == "llama3" and found["high_freq_factor"] <= found["low_freq_factor"]:
+        high, low = found["high_freq_factor"], found["low_freq_factor"]
+        raise UserError(f"{where}: high_freq_factor = {high!r}, wanted more than low_freq_factor, {low!r}")
     scaling[ORIGINAL] = original = _original(found, values, where)
     if kind == "yarn":
         scaling |= {"beta_fast": found.get("beta_fast") or 32, "beta_slow": found.get("beta_slow") or 1}

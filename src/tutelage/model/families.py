@@ -89,6 +89,7 @@ class Family:
     rope_layers: Callable[[Values], tuple[bool, ...] | None] = _all_turn
     written: tuple[str, ...] = ()  # keys about windows and rotary embeddings that others lack
     read: tuple[str, ...] = ()  # more of them, in older files
+    again: Mapping[str, str] = field(default_factory=dict)  # keys that say once more what another says
     code: tuple[str, ...] = ()  # what auto_map names in published files, and transformers' class computes too
 
     @property
@@ -175,6 +176,7 @@ FAMILIES: dict[str, Family] = {  # by model_type
         },
         windows=_alternating,
         written=("sliding_window", "layer_types"),
+        again={"sliding_window_size": "sliding_window"},  # in the 9B's and the 27B's files
     ),
     "gemma3_text": Family(
         architecture="Gemma3ForCausalLM",

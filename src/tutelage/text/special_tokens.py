@@ -25,7 +25,14 @@ def read_settings(directory: Path) -> dict[str, Any]:
         )
     template = directory / "chat_template.jinja"
     if template.is_file():
-        settings["chat_template"] = template.read_text(encoding="utf-8")
+        try:
+            settings["chat_template"] = template.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{template} is not text in UTF-8: {error}") from error
+    written = settings.get("chat_template")
+    templates = [each["template"] for each in written] if isinstance(written, list) else [written]
+    if not any(map(_says, templates)):
+        settings.pop("chat_template", None)
     return settings
 
 
@@ -106,16 +113,19 @@ def model_ids(vocabulary: dict[str, Any]) -> dict[str, int]:
 
 
 def content_of(token: Any) -> str | None:
-    """The text of a token as settings write it: a string, or an object with `content`."""
-    return token.get("content") if isinstance(token, dict) else token
+    """The text of a token as settings write it: a string, or an object with `content`; "" is no token."""
+    return (token.get("content") if isinstance(token, dict) else token) or None
 
 
 def default_template(template: Any) -> str | None:
-    """The chat template of settings that hold one, or a list of named ones."""
+    """The chat template of settings that hold one, or a list of named ones; an empty one is none."""
     if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        return named.get("default")
-    return template
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template if _says(template) else None
+
+
+def _says(template: str | None) -> bool:
+    return bool(template and template.strip())
 
 
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -123,7 +133,9 @@ _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": 
 
 def _declares(entry: tuple[str, Any]) -> bool:
     index, token = entry
-    return index.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)
+    if not (index.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)):
+        return False
+    return token["content"] != "" and all(isinstance(token.get(flag, False), bool) for flag in _FLAGS)
 
 
 def _special_names(settings: dict[str, Any]) -> dict[str, None]:
@@ -152,10 +164,22 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _check(settings: dict[str, Any], path: Path) -> None:
     """Refuse tokens and templates that are neither text nor an object with their text."""
-    listed = [token for key in LISTED if isinstance(tokens := settings.get(key), list) for token in tokens]
-    for token in [*(settings.get(name) for name in NAMED), *listed]:
-        if token is not None and not isinstance(content_of(token), str):
-            raise UserError(f"{path}: {repr(token)[:80]} stands for a token, and is no text")
+    said = [(name, settings.get(name)) for name in NAMED]
+    for key in LISTED:
+        tokens = settings.get(key) or []
+        if not isinstance(tokens, list | dict):
+            raise UserError(f"{path}: {key} is {repr(tokens)[:80]}, wanted a list of tokens, or an object")
+        said += [(key, token) for token in (tokens.values() if isinstance(tokens, dict) else tokens)]
+    for key, token in said:
+        content = token.get("content") if isinstance(token, dict) else token
+        if token is not None and not isinstance(content, str):
+            raise UserError(f"{path}: {key}: {repr(token)[:80]} stands for a token, and is no text")
     template = settings.get("chat_template")
     if template is not None and not isinstance(template, str | list):
         raise UserError(f"{path}: chat_template is {repr(template)[:80]}, not a text")
+    for entry in template if isinstance(template, list) else []:
+        words = [entry.get("name"), entry.get("template")] if isinstance(entry, dict) else [None]
+        if not all(isinstance(word, str) for word in words):
+            raise UserError(
+                f"{path}: chat_template has {repr(entry)[:80]}, wanted an object with a name and a template"
+            )

@@ -24,6 +24,7 @@ from tutelage.text.special_tokens import (
 )
 from tutelage.text.tokenizer_files import read_files
 from tutelage.text.twin import OPEN, named_again, plain, sentinels, twin_of
+from tutelage.text.vocabulary_values import check_vocabulary
 
 _BATCH = 4096  # conversations given to the library at once: enough for its threads, little enough to hold
 
@@ -102,7 +103,8 @@ class Tokenizer:
 
     def token_text(self, token: int) -> str:
         """One token as the vocabulary spells it, for showing; ids without a token give an empty string."""
-        return named_again(self._twin.id_to_token(token) or "", self._names)
+        spelled = self._twin.id_to_token(token) if token in range(self.size) else None
+        return named_again(spelled or "", self._names)
 
     def is_control(self, token: int) -> bool:
         return token in self._control_ids
@@ -151,8 +153,7 @@ class Tokenizer:
 
     def _completed(self) -> dict[str, Any]:
         vocabulary = json.loads(self.source)
-        if not isinstance(vocabulary, dict) or "vocab" not in (vocabulary.get("model") or {}):
-            raise ValueError("it has no model with a vocab")
+        check_vocabulary(vocabulary)
         complete(vocabulary, self.settings)
         return vocabulary
 

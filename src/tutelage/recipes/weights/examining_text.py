@@ -7,6 +7,7 @@ from tutelage.checkpoint.json_file import read_object
 from tutelage.checkpoint.tokenizer import find_gguf, load_tokenizer
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
+from tutelage.model.config_file import named_tokens
 from tutelage.recipes.stage.chain import Chain, shape_of
 from tutelage.report.health import Health
 from tutelage.text.jinja_template import template_of
@@ -60,8 +61,8 @@ def _compare_special(health: Health, base: Path, tokenizer: Tokenizer, shape: Mo
     if base.is_dir() and find_gguf(base) is None:
         for file in ("config.json", "generation_config.json"):
             if (base / file).is_file():
-                values = read_object(base / file)
-                places[file] = {name: values.get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
+                found = named_tokens(read_object(base / file))
+                places[file] = found | {"eos": list(found["eos"]) or None}
         if "generation_config.json" not in places and "config.json" in places:
             health.warn(
                 "there is no generation_config.json: other programs take the end token from config.json",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tutelage.checkpoint.adapter import LowRank, StoredAdapter
+from tutelage.checkpoint.aside import written_aside
 from tutelage.checkpoint.json_file import read_object
 from tutelage.checkpoint.meta.names import block_of, from_meta, to_meta
 from tutelage.checkpoint.peft_config import is_number
@@ -128,15 +129,16 @@ def write_torchllms(stored: StoredAdapter, path: Path, config: ModelConfig) -> N
         state[f"{_to_meta(layer, config)}.{last}"] = _turned(
             layer, value, config, halves_to_pairs
         ).contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, path)
+    kept = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
     values = {
         "lora_rank": rank,
         "lora_alpha": scale * rank,
         "lora_dropout": stored.dropout,
         "lora_embedding": "model.embed_tokens" in stored.layers,
     }
-    (path.parent / ARGS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    with written_aside(path.parent, sum(t.nbytes for t in kept.values()), last=path.name) as aside:
+        torch.save(kept, aside / path.name)
+        (aside / ARGS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _halves(layer: str, tensor: Tensor, config: ModelConfig, path: Path) -> Tensor:

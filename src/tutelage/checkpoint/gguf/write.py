@@ -32,6 +32,8 @@ _FILE_TYPES = {
     Kind.BF16: LlamaFileType.MOSTLY_BF16,
     Kind.Q8_0: LlamaFileType.MOSTLY_Q8_0,
 }
+_FP16 = float(np.finfo(np.float16).max)
+_LARGEST = {Kind.F16: _FP16, Kind.Q8_0: 127 * _FP16}  # an int8 times its block's scale, an fp16
 _ALIGNMENT = 32  # bytes; a file that says nothing else has this
 
 
@@ -223,10 +225,12 @@ def _rows(
 
 def _encoded(rows: Tensor, tensor: _Tensor) -> np.ndarray:
     values = np.ascontiguousarray(rows.to(torch.float32).numpy())
-    if tensor.kind == Kind.F16 and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+    largest = _LARGEST.get(tensor.kind)
+    if largest is not None and (found := np.abs(values).max(initial=0)) > largest:
+        name = {kind: name for name, kind in KINDS.items()}[tensor.kind]
         raise UserError(
-            f"{tensor.source} has values of {np.abs(values).max():.3g}, and fp16 ends at 65504; "
-            "give --precision bf16, fp32 or q8_0"
+            f"{tensor.source} has values of {found:.3g}, and {name} ends at {largest:.6g}; "
+            "give --precision bf16 or fp32"
         )
     return gguf.quantize(values, tensor.kind)
 

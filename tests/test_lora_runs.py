@@ -75,12 +75,12 @@ def test_results_come_with_their_tokenizer_or_not_at_all(made, trained, tmp_path
     before = contents()
     monkeypatch.setattr(Tokenizer, "save", full)
     ended = run("merge", trained / "adapter", "--output", tmp_path / "merged", "--overwrite")
-    assert "disk became full" in refused(ended) and contents() == before
+    assert "the disk is full" in refused(ended) and contents() == before
     for out, words in (
         (tmp_path / "full" / "model", made.sft(tmp_path / "full", train_steps=1)),
         (tmp_path / "lora" / "adapter", lora(made, tmp_path / "lora", train_steps=1)),
     ):
-        assert "disk became full" in refused(run(*words)) and not out.exists()
+        assert "the disk is full" in refused(run(*words)) and not out.exists()
 
 
 def logits_of(model, tokens):

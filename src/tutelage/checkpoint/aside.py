@@ -1,6 +1,5 @@
 """Files of a model written beside their place and moved in when they are whole."""
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, no_room
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +82,8 @@ def room_for(size: int, directory: Path) -> Iterator[None]:
         if made:
             with suppress(OSError):  # there is something in it, from before the files moved in
                 directory.rmdir()
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise UserError(f"{directory}: the disk became full while the model was written") from error
+        if why := no_room(error):
+            raise UserError(f"{directory}: the model could not be written: {why}") from error
         raise
 
 

@@ -6,7 +6,6 @@ vLLM reads the same directories, as far as they hold LoRA of linear layers and n
 import json
 import math
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from tutelage.checkpoint.adapter import LowRank, StoredAdapter
@@ -132,10 +131,9 @@ def write_peft(
     metadata = {"format": "pt"} | ({"base_fingerprint": fingerprint} if fingerprint else {})
     size = sum(value.nbytes for value in kept.values())
     with written_aside(directory, size, last=CONFIG, old=(PICKLE,), beside=beside) as aside:
-        save_file(kept, aside / WEIGHTS, metadata=metadata)
+        (aside / WEIGHTS).write_bytes(save(kept, metadata))
         text = json.dumps(_config(stored, config, base), indent=2) + "\n"
         (aside / CONFIG).write_text(text, encoding="utf-8")
-        shutil.copymode(aside / CONFIG, aside / WEIGHTS)  # safetensors lets only the owner read
 
 
 def _named(layer: str, low: LowRank) -> dict[str, Tensor]:

@@ -5,10 +5,10 @@ Names are Meta's, and so is the order of rows in the projections of queries and 
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tutelage.checkpoint.adapter import LowRank, StoredAdapter
@@ -17,7 +17,9 @@ from tutelage.checkpoint.json_file import read_object
 from tutelage.checkpoint.meta.names import block_of, from_meta, to_meta
 from tutelage.checkpoint.peft_config import is_number
 from tutelage.checkpoint.rotary import halves_to_pairs, is_turned, pairs_to_halves
+from tutelage.checkpoint.streamed import Held, Streamed
 from tutelage.checkpoint.torch_file.read import read_tensors
+from tutelage.checkpoint.torch_file.write import write_torch
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.score import PARAMETER as SCORE
@@ -129,15 +131,19 @@ def write_torchllms(stored: StoredAdapter, path: Path, config: ModelConfig) -> N
         state[f"{_to_meta(layer, config)}.{last}"] = _turned(
             layer, value, config, halves_to_pairs
         ).contiguous()
-    kept = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+    held = Held(state)
+    tensors = [
+        Streamed(name, held.shapes[name], tensor.dtype, partial(held.rows, name))
+        for name, tensor in state.items()
+    ]
     values = {
         "lora_rank": rank,
         "lora_alpha": scale * rank,
         "lora_dropout": stored.dropout,
         "lora_embedding": "model.embed_tokens" in stored.layers,
     }
-    with written_aside(path.parent, sum(t.nbytes for t in kept.values()), last=path.name) as aside:
-        torch.save(kept, aside / path.name)
+    with written_aside(path.parent, sum(tensor.n_bytes for tensor in tensors), last=path.name) as aside:
+        write_torch(tensors, aside / path.name)
         (aside / ARGS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 

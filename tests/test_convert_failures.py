@@ -92,3 +92,10 @@ def test_what_a_kill_left_goes_with_the_same_command(kind, model, tmp_path, caps
     for place in ("out", "once"):
         assert tell(capsys, *words[:3], tmp_path / place, *words[4:])[0] == 0
     assert contents(tmp_path / "out").keys() == contents(tmp_path / "once").keys()
+
+
+def test_a_tokenizer_model_that_gguf_cannot_take_scores_from_is_refused(model, tmp_path, capsys):
+    copy = shutil.copytree(model, tmp_path / "model")
+    (copy / "tokenizer.model").write_bytes(b"no model of SentencePiece")
+    code, _, err = tell(capsys, "convert", copy, "--output", tmp_path / "out", "--format", "gguf")
+    assert code == 2 and "the tokenizer.model beside tokenizer.json" in err and "it is damaged" in err

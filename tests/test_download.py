@@ -54,6 +54,7 @@ class Handler(BaseHTTPRequestHandler):
             if start >= len(content):
                 self.send_response(416)
                 self.send_header("Content-Range", f"bytes */{len(content)}")
+                self.send_header("ETag", self.server.lies.get("ETag", self.server.etag))
                 self.end_headers()
                 return
             self.send_response(206)
@@ -213,6 +214,17 @@ def test_a_download_whose_last_byte_came_needs_no_more(tmp_path):
         (tmp_path / "x.part.etag").write_text(server.etag)
         download(server.url, tmp_path / "x", silent)
         assert server.ranges == ["bytes=15000-"]
+    assert (tmp_path / "x").read_bytes() == content
+
+
+def test_another_file_of_the_same_size_is_downloaded_anew(tmp_path):
+    content = b"new" * 5_000
+    with serving(content) as server:
+        server.lies = {"ETag": '"two"'}
+        (tmp_path / "x.part").write_bytes(b"old" * 5_000)
+        (tmp_path / "x.part.etag").write_text(server.etag)
+        download(server.url, tmp_path / "x", silent)
+        assert server.ranges == ["bytes=15000-", None]
     assert (tmp_path / "x").read_bytes() == content
 
 

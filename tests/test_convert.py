@@ -107,7 +107,7 @@ def test_a_byte_level_vocabulary_cannot_go_to_llama2c(capsys, stories, tmp_path)
     assert err.startswith(
         "error: llama2.c's program needs a SentencePiece vocabulary, BPE with the 256 bytes"
     )
-    assert not list(out.iterdir())
+    assert not out.exists()
 
 
 def test_a_model_of_llama2c_is_generated_from_as_it_is(capsys, stories, tmp_path):

@@ -5,10 +5,13 @@ import shutil
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
+from gguf_files import write_model
 from llama2c_models import tiny
 from official import source_of
 from safetensors.torch import load_file, save_file
 from tiny_chat import byte_tokenizer, tiny_model
+from tiny_models import oracle
 
 from tutelage.checkpoint.hf import save_model
 from tutelage.checkpoint.tokenizer import load_tokenizer
@@ -265,3 +268,10 @@ def test_brackets_in_names_are_not_taken_for_colours(capsys):
     show(health, Console())
     out = capsys.readouterr().out
     assert all(word in out for word in ("[bold]x", "[red]y", "[z]", "[w]"))
+
+
+def test_a_quantized_file_is_said_to_be_stored_in_its_own_types(tmp_path, capsys):
+    theirs = oracle("llama")
+    write_model(tmp_path / "model.gguf", theirs, matrices=GGMLQuantizationType.Q4_1)
+    record, _ = doctor(capsys, tmp_path / "model.gguf", "--no_compare", code=2)  # it has no tokenizer
+    assert record["files"]["stored as"].split(", ")[0] == "Q4_1"

@@ -31,6 +31,7 @@ class Server(ThreadingHTTPServer):
         self.content, self.cut, self.drops, self.etag = content, cut, drops, etag
         self.ranges: list[str | None] = []
         self.ignores_ranges = False
+        self.lies: dict[str, str] = {}  # headers of answers to ranges, or Content-Length of all
 
     @property
     def url(self) -> str:
@@ -53,14 +54,18 @@ class Handler(BaseHTTPRequestHandler):
             if start >= len(content):
                 self.send_response(416)
                 self.send_header("Content-Range", f"bytes */{len(content)}")
+                self.send_header("ETag", self.server.lies.get("ETag", self.server.etag))
                 self.end_headers()
                 return
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
         else:
             self.send_response(200)
-        self.send_header("ETag", self.server.etag)
-        self.send_header("Content-Length", str(len(content) - start))
+            headers = {}
+        lengthless = "Content-Length" in self.server.lies
+        headers |= {"ETag": self.server.etag, "Content-Length": str(len(content) - start)}
+        for name, value in (headers | (self.server.lies if start or lengthless else {})).items():
+            self.send_header(name, value)
         self.end_headers()
         body = content[start:]
         if self.server.drops:
@@ -170,6 +175,38 @@ def test_what_came_of_another_file_is_not_kept(tmp_path, kind):
     assert (tmp_path / "x").read_bytes() == content
 
 
+@pytest.mark.parametrize("length", ["abc", "-5", "", "1e3"])
+def test_a_length_that_is_no_number_is_as_good_as_none(tmp_path, length):
+    seen = []
+    with serving(b"new" * 5_000) as server:
+        server.lies = {"Content-Length": length}
+        download(server.url, tmp_path / "x", lambda count, total: seen.append(total))
+    assert (tmp_path / "x").read_bytes() == b"new" * 5_000 and set(seen) == {0}
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        {"Content-Range": "bytes 2900-14999/15000"},
+        {"Content-Range": "15000"},
+        {"Content-Range": "bytes 3000-1999/2000"},
+        {"ETag": '"two"'},
+        {"ETag": 'W/"one"'},
+    ],
+    ids=str,
+)
+def test_a_part_that_is_not_what_was_asked_for_is_not_joined_to_another(tmp_path, lies):
+    content = b"new" * 5_000
+    (tmp_path / "x.part").write_bytes(b"old" * 1_000)
+    with serving(content) as server:
+        server.lies = lies
+        (tmp_path / "x.part.etag").write_text(server.etag)
+        download(server.url, tmp_path / "x", silent)
+        assert server.ranges == ["bytes=3000-", None]
+    assert (tmp_path / "x").read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 def test_a_download_whose_last_byte_came_needs_no_more(tmp_path):
     content = b"new" * 5_000
     with serving(content) as server:
@@ -177,6 +214,17 @@ def test_a_download_whose_last_byte_came_needs_no_more(tmp_path):
         (tmp_path / "x.part.etag").write_text(server.etag)
         download(server.url, tmp_path / "x", silent)
         assert server.ranges == ["bytes=15000-"]
+    assert (tmp_path / "x").read_bytes() == content
+
+
+def test_another_file_of_the_same_size_is_downloaded_anew(tmp_path):
+    content = b"new" * 5_000
+    with serving(content) as server:
+        server.lies = {"ETag": '"two"'}
+        (tmp_path / "x.part").write_bytes(b"old" * 5_000)
+        (tmp_path / "x.part.etag").write_text(server.etag)
+        download(server.url, tmp_path / "x", silent)
+        assert server.ranges == ["bytes=15000-", None]
     assert (tmp_path / "x").read_bytes() == content
 
 

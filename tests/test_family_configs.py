@@ -90,6 +90,7 @@ WRONG = {
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0 is not supported; only None is"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic' is not supported"),
         ({"rope_scaling": {"type": "linear"}}, "rope type linear needs factor"),
+        ({"rope_theta": None, "rope_parameters": None}, "rope_theta is null, and no number was meant"),
         (
             {"rope_scaling": {"type": "linear", "factor": 2.0, "mrope_section": [1]}},
             "rope type linear has mrope_section, whose meaning is not known here",

@@ -2,6 +2,7 @@
 
 import warnings
 from copy import deepcopy
+from dataclasses import fields
 
 import peft
 import pytest
@@ -20,7 +21,8 @@ from transformers import (
 from tutelage.checkpoint.adapter import attach_
 from tutelage.checkpoint.hf import load_model, save_model
 from tutelage.checkpoint.peft import read_peft
-from tutelage.model.families import FAMILIES
+from tutelage.model.config import ModelConfig
+from tutelage.model.families import FAMILIES, UNLIKE_LLAMA
 from tutelage.objectives.base import kl_divergence, token_logps
 from tutelage.objectives.language import NextToken
 
@@ -143,3 +145,13 @@ def test_the_divergence_of_capped_models_is_that_of_their_capped_logits():
     p, q = ((1.5 * torch.tanh(hidden @ each.t() / 1.5)).log_softmax(-1) for each in (head, other))
     found = kl_divergence(hidden, head, hidden, other, torch.ones(5), cap=1.5)
     torch.testing.assert_close(found, F.kl_div(q, p, log_target=True, reduction="sum"))
+
+
+def test_what_a_llama_lacks_has_words():
+    """A new field of ModelConfig is either one that Llamas differ in, or has words for a refusal."""
+    sizes = {"vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "max_positions"}
+    settings = {"norm_eps", "rope_theta", "rope_scaling", "tied", "bos", "eos", "pad", "dtype", "family"}
+    refused_apart = {"head", "qkv_bias", "windows", "role_embeddings", "role_embeddings_init"}
+    names = {each.name for each in fields(ModelConfig)}
+    assert names - sizes - settings - refused_apart == UNLIKE_LLAMA.keys()
+    assert all(" " in words for words in UNLIKE_LLAMA.values())

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import gguf
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -17,6 +18,7 @@ from tutelage.checkpoint.gguf.file import read_header
 from tutelage.checkpoint.gguf.rope import llama3_factors, rope_settings
 from tutelage.checkpoint.gguf.write import write_gguf
 from tutelage.checkpoint.hf import load_config, load_model, open_source
+from tutelage.checkpoint.streamed import Held
 from tutelage.cli import main
 from tutelage.errors import UserError
 from tutelage.text.tokenizer import Tokenizer
@@ -190,9 +192,39 @@ def test_values_that_half_precision_cannot_hold_are_refused(saved, tokenizer, tm
     options = (ours(theirs).config, Source(), tokenizer, tmp_path / "model.gguf")
     message = refusal(write_gguf, *options, Kind.F16, name="large")
     assert message.startswith("model.layers.1.mlp.up_proj.weight has values of ")
-    assert message.endswith(", and fp16 ends at 65504; give --precision bf16, fp32 or q8_0")
+    assert message.endswith(", and fp16 ends at 65504; give --precision bf16 or fp32")
     assert list(tmp_path.iterdir()) == []
     write_gguf(*options, Kind.BF16, name="large")
+
+
+def test_a_block_whose_scale_half_precision_cannot_hold_is_refused(saved, tokenizer, tmp_path, recwarn):
+    theirs, _ = saved("llama")
+    name, state = "model.layers.1.mlp.up_proj.weight", dict(theirs.state_dict())
+    path = tmp_path / "model.gguf"
+
+    def written(value):
+        state[name] = state[name].clone()
+        state[name][0, 0] = value
+        options = (ours(theirs).config, Held(state), tokenizer, path, Kind.Q8_0)
+        write_gguf(*options, name="large")
+        return read_header(path).read("blk.1.ffn_up.weight", 0, 1)[0, 0]
+
+    assert written(127 * 65504.0) == 127 * 65504.0  # the largest: each number is an int8 times an fp16
+    path.unlink()
+    message = refusal(written, 127.2 * 65504)
+    assert message.startswith(f"{name} has values of 8.33e+06, and q8_0 ends at 8.31901e+06; ")
+    assert not path.exists()
+    assert not [each for each in recwarn if issubclass(each.category, RuntimeWarning)]
+
+
+def test_an_infinite_scale_is_read_without_a_warning(saved, write, recwarn):
+    path, _ = write("llama", Kind.Q8_0)
+    header = read_header(path)
+    with path.open("r+b") as file:
+        file.seek(header.tensors["blk.1.ffn_up.weight"].offset)
+        file.write(b"\x00\x7c" + bytes(32))  # infinity in fp16, times 0
+    assert not np.isfinite(read_header(path).read("blk.1.ffn_up.weight", 0, 1)).all()
+    assert not [each for each in recwarn if issubclass(each.category, RuntimeWarning)]
 
 
 def run(*words):

@@ -133,7 +133,7 @@ UNKNOWN = {
     "head_dim is 16, it computes with 8": {"head_dim": 16},
     "intermediate_size is 80, it has at least 85": {"ffn_dim": 80},
     "attention has a sliding window, it has none": {"windows": (None, 8), "family": "mistral"},
-    "it is no plain Llama: fused": {"fused": True, "family": "phi3"},
+    "it is no plain Llama: projections are fused": {"fused": True, "family": "phi3"},
     "what is added to a token depends on whose it is, it has no role embeddings": {"role_embeddings": True},
 }
 

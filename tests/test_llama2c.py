@@ -176,10 +176,13 @@ REFUSED = {
     "bias": ({"qkv_bias": True, "family": "qwen2"}, "attention bias is True, it computes with False"),
     "head_dim": ({"head_dim": 16}, "head_dim is 16, it computes with 8"),
     "window": ({"windows": (8, 8), "family": "mistral"}, "attention has a sliding window, it has none"),
-    "norms": ({"qk_norm": "head", "family": "qwen3"}, "it is no plain Llama: qk_norm"),
+    "norms": (
+        {"qk_norm": "head", "family": "qwen3"},
+        "it is no plain Llama: queries and keys are normalised",
+    ),
     "caps": (
         {"logit_cap": 30.0, "scaled_embeddings": True},
-        "it is no plain Llama: logit_cap, scaled_embeddings",
+        "it is no plain Llama: embeddings are scaled, logits are soft-capped",
     ),
 }
 

@@ -1,6 +1,8 @@
 """Runs of the command line that train adapters: what they hold, leave, refuse, and how they go on."""
 
+import errno
 import json
+import shutil
 
 import peft
 import pytest
@@ -13,6 +15,7 @@ from tutelage.checkpoint.hf import load_model, read_adapter
 from tutelage.checkpoint.rounded import is_quantized
 from tutelage.model.quantize import Quantization
 from tutelage.recipes.stage.chain import put_on_
+from tutelage.text.tokenizer import Tokenizer
 from tutelage.train.saver import newest
 
 KINDS = {
@@ -59,6 +62,25 @@ def trained(made, tmp_path_factory):
     ended = run(*lora(made, out, save_merged="true"))
     assert ended.code == 0, ended.err
     return out
+
+
+def test_results_come_with_their_tokenizer_or_not_at_all(made, trained, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def contents():
+        return {path.name: path.read_bytes() for path in (tmp_path / "merged").iterdir()}
+
+    shutil.copytree(trained / "model", tmp_path / "merged")
+    before = contents()
+    monkeypatch.setattr(Tokenizer, "save", full)
+    ended = run("merge", trained / "adapter", "--output", tmp_path / "merged", "--overwrite")
+    assert "the disk is full" in refused(ended) and contents() == before
+    for out, words in (
+        (tmp_path / "full" / "model", made.sft(tmp_path / "full", train_steps=1)),
+        (tmp_path / "lora" / "adapter", lora(made, tmp_path / "lora", train_steps=1)),
+    ):
+        assert "the disk is full" in refused(run(*words)) and not out.exists()
 
 
 def logits_of(model, tokens):

@@ -1,9 +1,14 @@
 """Where runs lie: nothing that a run needs is thrown away, and places that cannot be are told in words."""
 
 import json
+import resource
 
 import pytest
+import torch
+from llama2c_models import piece_tokenizer, tiny
 from tiny_runs import material, refused, run
+
+from tutelage.checkpoint.hf import save_model
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +47,43 @@ def test_a_model_trained_on_longer_samples_than_it_was_made_for_says_so(made, tm
     assert 16 < written <= 64
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "data build stories --output_dir {file}",
-        "data download tinystories --output_dir {file}",
-        "convert {model} --output {file}",
-    ],
-)
-def test_a_file_where_a_directory_is_wanted_is_told_in_words(made, tmp_path, words):
+WRITERS = [
+    "convert {model} --output {place}",
+    "convert {model} --output {place} --format torchllms",
+    "convert {model} --output {place} --format litgpt",
+    "data build stories --output_dir {place}",
+    "data convert --input {data} --output {place}/chats.jsonl",
+    "data download tinystories --output_dir {place}",
+    "data download http://127.0.0.1:9/a.txt --output_dir {place}",
+    "tokenizer train --train_data_paths {data} --output_dir {place}",
+    "sft --ckpt_paths {model} --template_config chatml --train_data_paths {data} --output_dir {place}",
+]
+
+
+@pytest.mark.parametrize("words", WRITERS)
+@pytest.mark.parametrize("place", ["{file}", "/proc/nope", "{file}" + "x" * 300])
+def test_a_place_where_nothing_can_be_written_is_told_in_words(made, tmp_path, words, place):
     (tmp_path / "file").write_text("x")
-    ended = run(*words.format(file=tmp_path / "file", model=made.model).split())
-    assert str(tmp_path / "file") in refused(ended)
+    place = place.format(file=tmp_path / "file")
+    ended = run(*words.format(place=place, model=made.model, data=made.chats).split())
+    assert place.removesuffix("x" * 300) in refused(ended)
+
+
+@pytest.mark.parametrize("kind", ["hf", "gguf", "meta", "torchllms", "litgpt", "llama2c_pt"])
+def test_a_file_larger_than_its_disk_allows_is_told_and_leaves_nothing(kind, tmp_path):
+    """As on FAT disks, whose files end at 4 GB; Python ignores the signal that would come with it."""
+    model, out = tmp_path / "model", tmp_path / "out"
+    made = tiny(vocab_size=piece_tokenizer().size)
+    save_model(made, made.config, model, dtype=torch.float32)
+    piece_tokenizer().save(model)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        ended = run("convert", model, "--output", out, "--format", kind)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "a file is larger than its disk, or `ulimit -f`, lets it be" in refused(ended)
+    assert not out.exists()
 
 
 def test_a_second_word_where_one_is_wanted_is_refused(tmp_path):

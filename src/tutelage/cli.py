@@ -7,7 +7,6 @@ once."""
 from __future__ import annotations
 
 import difflib
-import errno
 import os
 import sys
 import traceback
@@ -19,9 +18,7 @@ from tutelage import dist
 from tutelage.allocation import keep_memory
 from tutelage.commands import COMMANDS
 from tutelage.config import dump, help_text, load
-from tutelage.errors import Interrupted, UserError
-
-_PATHS = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)  # mistakes with paths
+from tutelage.errors import Interrupted, UserError, no_place, no_room
 
 INTRO = """tutelage raises a language model through its whole education.
 
@@ -66,16 +63,12 @@ def main(argv: list[str] | None = None) -> None:
     except Exception as error:
         if not dist.first_to_fail():  # but in the wake of another process, which has said why
             sys.exit(1)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f"{error.filename}: " if error.filename else ""
-            print(f"error: {where}the disk is full; free some space and try again", file=sys.stderr)
+        if why := no_room(error):
+            name = getattr(error, "filename", None)
+            print(f"error: {f'{name}: ' if name else ''}{why}; make room and try again", file=sys.stderr)
             sys.exit(2)
-        if isinstance(error, _PATHS) and error.filename:
-            words = (error.strerror or "").lower()
-            print(
-                f"error: {error.filename}: {words}; a file may stand where a directory is wanted",
-                file=sys.stderr,
-            )
+        if why := no_place(error):
+            print(f"error: {why}", file=sys.stderr)
             sys.exit(2)
         traceback.print_exc()
         sys.exit(1)

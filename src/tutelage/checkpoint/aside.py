@@ -1,31 +1,46 @@
 """Files of a model written beside their place and moved in when they are whole."""
 
-import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, no_room
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What belongs to a model beside its weights, such as its tokenizer: it comes with them or not at all."""
+
+    write: Callable[[Path], object] = lambda folder: None  # into this folder
+    old: tuple[str, ...] = ()  # patterns of files that, not written anew, are of an earlier model
 
 
 @contextmanager
-def written_aside(directory: Path, size: int, *, last: str, old: Sequence[str] = ()) -> Iterator[Path]:
+def written_aside(
+    directory: Path, size: int, *, last: str, old: Sequence[str] = (), beside: Beside | None = None
+) -> Iterator[Path]:
     """A folder to write into, whose files then replace those of their names in `directory`.
 
     The file `last` goes first and comes last: where it is present, the model is whole. Files of the patterns
     `old` that were not written anew go too. That the disk cannot hold `size` bytes more is said in plain
     words, before writing or after.
     """
+    beside = beside or Beside()
     aside = directory / ".partial"
-    with _room_for(size, directory):
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        yield aside
-        for path in aside.iterdir():
-            sync(path)
-        _move_in(aside, directory, last, old)
+    with room_for(size, directory):
+        shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
+        try:
+            aside.mkdir(parents=True)
+            beside.write(aside)
+            yield aside
+            for path in aside.iterdir():
+                sync(path)
+            _move_in(aside, directory, last, (*old, *beside.old))
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _move_in(aside: Path, directory: Path, last: str, old: Sequence[str]) -> None:
@@ -39,7 +54,6 @@ def _move_in(aside: Path, directory: Path, last: str, old: Sequence[str]) -> Non
     sync(directory)
     os.replace(aside / last, directory / last)
     sync(directory)
-    aside.rmdir()
 
 
 def sync(path: Path) -> None:
@@ -52,20 +66,24 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def _room_for(size: int, directory: Path) -> Iterator[None]:
+def room_for(size: int, directory: Path) -> Iterator[None]:
+    """Make a directory for files of `size` bytes; that they do not fit is said in plain words."""
+    made = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(directory).free
-    if free < size:
-        raise UserError(
-            f"{directory}: the model takes {_readable(size)} and the disk has {_readable(free)} left; "
-            "free some or choose another place"
-        )
     try:
+        free = shutil.disk_usage(directory).free
+        if free < size:
+            raise UserError(
+                f"{directory}: the model takes {_readable(size)} and the disk has {_readable(free)} left; "
+                "free some or choose another place"
+            )
         yield
     except BaseException as error:
-        shutil.rmtree(directory / ".partial", ignore_errors=True)
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise UserError(f"{directory}: the disk became full while the model was written") from error
+        if made:
+            with suppress(OSError):  # there is something in it, from before the files moved in
+                directory.rmdir()
+        if why := no_room(error):
+            raise UserError(f"{directory}: the model could not be written: {why}") from error
         raise
 
 

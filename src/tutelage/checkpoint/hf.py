@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tutelage.checkpoint.adapter import StoredAdapter, fingerprint, merged
-from tutelage.checkpoint.aside import written_aside
+from tutelage.checkpoint.aside import Beside, written_aside
 from tutelage.checkpoint.config_values import check_values
 from tutelage.checkpoint.generation_config import with_generation_config, write_generation_config
 from tutelage.checkpoint.gguf.model import GGUFSource, gguf_config
@@ -184,6 +184,7 @@ def save_model(
     *,
     dtype: torch.dtype,
     shard_bytes: int = SHARD_BYTES,
+    beside: Beside | None = None,
 ) -> None:
     """Write a directory that transformers, vLLM and llama.cpp load; other files in it are left alone.
 
@@ -195,7 +196,7 @@ def save_model(
     check(config, source)
     tensors = streamed(source, list(parameter_shapes(config)), dtype)
     size, old = sum(tensor.n_bytes for tensor in tensors), ("model*.safetensors", INDEX)
-    with written_aside(Path(directory), size, last="config.json", old=old) as aside:
+    with written_aside(Path(directory), size, last="config.json", old=old, beside=beside) as aside:
         write_shards(tensors, aside, shard_bytes)
         config = replace(config, dtype=str(dtype).removeprefix("torch."))
         write_generation_config(config, aside)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage.checkpoint.aside import written_aside
+from tutelage.checkpoint.aside import Beside, written_aside
 from tutelage.checkpoint.json_file import read_object
 from tutelage.checkpoint.meta.names import from_meta
 from tutelage.checkpoint.meta.params import PARAMS
@@ -110,7 +110,9 @@ def _config(shapes: Mapping[str, tuple[int, ...]], values: dict[str, Any], path:
     )
 
 
-def write_instructllama(source: Source, config: ModelConfig, path: Path, *, dtype: torch.dtype) -> None:
+def write_instructllama(
+    source: Source, config: ModelConfig, path: Path, *, dtype: torch.dtype, beside: Beside | None = None
+) -> None:
     """Write `path`, a .pth, and then params.json beside it; UserError for what its program cannot run."""
     refuse_what_it_cannot(config)
     tensors = meta_tensors(source, config, dtype, outside=_OUTSIDE)
@@ -125,7 +127,7 @@ def write_instructllama(source: Source, config: ModelConfig, path: Path, *, dtyp
         "head_type": "lm_head" if config.head == "lm" else "scalar_head",
     }
     size = sum(tensor.n_bytes for tensor in tensors)
-    with written_aside(path.parent, size, last=PARAMS) as aside:
+    with written_aside(path.parent, size, last=PARAMS, beside=beside) as aside:
         write_torch(tensors, aside / path.name)
         (aside / PARAMS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 

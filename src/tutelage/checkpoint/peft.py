@@ -5,9 +5,7 @@ vLLM reads the same directories, as far as they hold LoRA of linear layers and n
 
 import json
 import math
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,10 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from tutelage.checkpoint.adapter import LowRank, StoredAdapter
+from tutelage.checkpoint.aside import Beside, written_aside
 from tutelage.checkpoint.peft_config import CONFIG, check_targets, of_pattern, read_config
 from tutelage.checkpoint.source import parameter_shapes
 from tutelage.checkpoint.torch_file.read import read_tensors
@@ -111,12 +110,12 @@ def write_peft(
     base: str,
     fingerprint: str | None,
     dtype: torch.dtype,
+    beside: Beside | None = None,
 ) -> None:
     """Write an adapter so that PEFT loads it, the config, written last, telling that it is whole.
 
     `config` is that of the base model, which `base` names.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for layer, low in stored.layers.items():
         tensors |= _named(layer, low)
@@ -130,15 +129,11 @@ def write_peft(
             tensors[f"{_PREFIX}{_HEAD}.weight"] = value
     kept = {key: value.detach().to("cpu", dtype).contiguous().clone() for key, value in tensors.items()}
     metadata = {"format": "pt"} | ({"base_fingerprint": fingerprint} if fingerprint else {})
-    (directory / CONFIG).unlink(missing_ok=True)
-    save_file(kept, directory / f".{WEIGHTS}", metadata=metadata)
-    text = json.dumps(_config(stored, config, base), indent=2) + "\n"
-    (directory / f".{CONFIG}").write_text(text, encoding="utf-8")
-    shutil.copymode(
-        directory / f".{CONFIG}", directory / f".{WEIGHTS}"
-    )  # safetensors lets only the owner read
-    os.replace(directory / f".{WEIGHTS}", directory / WEIGHTS)
-    os.replace(directory / f".{CONFIG}", directory / CONFIG)
+    size = sum(value.nbytes for value in kept.values())
+    with written_aside(directory, size, last=CONFIG, old=(PICKLE,), beside=beside) as aside:
+        (aside / WEIGHTS).write_bytes(save(kept, metadata))
+        text = json.dumps(_config(stored, config, base), indent=2) + "\n"
+        (aside / CONFIG).write_text(text, encoding="utf-8")
 
 
 def _named(layer: str, low: LowRank) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
+from tutelage.model.families import UNLIKE_LLAMA
 
 
 def unlike_llama(
@@ -14,7 +15,7 @@ def unlike_llama(
     `known` are the traits of other families that the program has all the same; `scores` and `roles` say that
     it has a score head and role embeddings."""
     problems = []
-    if unlike := [name for name in config.unlike_llama if name not in known]:
+    if unlike := [UNLIKE_LLAMA[name] for name in config.unlike_llama if name not in known]:
         problems.append(f"it is no plain Llama: {', '.join(unlike)}")
     if any(window and window < config.max_positions for window in config.windows or ()):
         problems.append("attention has a sliding window, it has none")

@@ -1,15 +1,17 @@
 """The tokenizer of a model, wherever it lies; weights and torch are left alone."""
 
 import json
+from functools import partial
 from pathlib import Path
 
+from tutelage.checkpoint.aside import Beside
 from tutelage.checkpoint.gguf.file import header_of
 from tutelage.checkpoint.gguf.tokenizer import tokenizer_parts
 from tutelage.checkpoint.hub import local_path
 from tutelage.checkpoint.llama2c.tokenizer import is_tokenizer_bin, read_tokenizer_bin
 from tutelage.errors import UserError
 from tutelage.text.tokenizer import Tokenizer
-from tutelage.text.tokenizer_files import is_tokenizer_file
+from tutelage.text.tokenizer_files import TOKENIZER_FILES, is_tokenizer_file
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -31,6 +33,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if gguf and not (path / "tokenizer.json").exists():
         return _of_gguf(gguf)
     return Tokenizer.load(path)
+
+
+def beside_model(
+    tokenizer: Tokenizer, directory: Path, *, read_from: Path | None, chat_template: str | None = None
+) -> Beside:
+    """The tokenizer's files beside a model in `directory`, in place of those of a model before it.
+
+    In the directory that the tokenizer was read from nothing is another's."""
+    own = read_from is not None and directory.resolve() in (read_from.resolve(), read_from.resolve().parent)
+    return Beside(partial(tokenizer.save, chat_template=chat_template), () if own else TOKENIZER_FILES)
 
 
 def find_gguf(path: Path) -> Path | None:

@@ -5,18 +5,21 @@ Names are Meta's, and so is the order of rows in the projections of queries and 
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tutelage.checkpoint.adapter import LowRank, StoredAdapter
+from tutelage.checkpoint.aside import written_aside
 from tutelage.checkpoint.json_file import read_object
 from tutelage.checkpoint.meta.names import block_of, from_meta, to_meta
 from tutelage.checkpoint.peft_config import is_number
 from tutelage.checkpoint.rotary import halves_to_pairs, is_turned, pairs_to_halves
+from tutelage.checkpoint.streamed import Held, Streamed
 from tutelage.checkpoint.torch_file.read import read_tensors
+from tutelage.checkpoint.torch_file.write import write_torch
 from tutelage.errors import UserError
 from tutelage.model.config import ModelConfig
 from tutelage.model.score import PARAMETER as SCORE
@@ -128,15 +131,20 @@ def write_torchllms(stored: StoredAdapter, path: Path, config: ModelConfig) -> N
         state[f"{_to_meta(layer, config)}.{last}"] = _turned(
             layer, value, config, halves_to_pairs
         ).contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, path)
+    held = Held(state)
+    tensors = [
+        Streamed(name, held.shapes[name], tensor.dtype, partial(held.rows, name))
+        for name, tensor in state.items()
+    ]
     values = {
         "lora_rank": rank,
         "lora_alpha": scale * rank,
         "lora_dropout": stored.dropout,
         "lora_embedding": "model.embed_tokens" in stored.layers,
     }
-    (path.parent / ARGS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    with written_aside(path.parent, sum(tensor.n_bytes for tensor in tensors), last=path.name) as aside:
+        write_torch(tensors, aside / path.name)
+        (aside / ARGS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _halves(layer: str, tensor: Tensor, config: ModelConfig, path: Path) -> Tensor:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tutelage.data.faults import Faults
-from tutelage.errors import UserError
+from tutelage.errors import UserError, no_room
 
 if TYPE_CHECKING:
     from tutelage.data.encode import Chunk
@@ -89,7 +89,7 @@ def write_shard(directory: Path, chunks: Iterable[Chunk], faults: Faults, *, ski
         _write(aside / "meta.json", json.dumps({"checksums": checksums, "faults": asdict(faults)}).encode())
         _publish(aside, directory)
     except OSError as error:
-        reason = "no space left" if error.errno == errno.ENOSPC else error.strerror
+        reason = no_room(error) or error.strerror
         raise UserError(
             f"cannot keep encoded data in {directory.parent}: {reason}; free it or pass another --cache_dir"
         ) from error

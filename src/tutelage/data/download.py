@@ -163,28 +163,56 @@ def _fetch(url: str, part: Path, on_bytes: OnBytes, more: Mapping[str, str]) -> 
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing after `start`: all of it is here, or it is another file's
             total = (error.headers.get("Content-Range") or "").rpartition("/")[2]
-            if total == str(start):
+            if total == str(start) and _is_same(error.headers, tag):
                 return
-            part.unlink()
+            _drop(part)
             raise ConnectionError("the file on the server is another one now") from error
         raise
     with response:
-        if response.status != 206:
+        if response.status == 206:
+            _check_continues(response.headers, part, start, tag)
+        else:
             start = 0
         total = _total(response.headers, start)
         if total is not None:
             _check_room(part.parent, total - start)
-        etag = response.headers.get("ETag") or "W/"
-        tag = response.headers.get("Last-Modified") or "" if etag.startswith("W/") else etag
-        _tag_of(part).write_text(tag, encoding="utf-8")
+        if not start:
+            etag = response.headers.get("ETag") or "W/"
+            tag = response.headers.get("Last-Modified") or "" if etag.startswith("W/") else etag
+            _tag_of(part).write_text(tag, encoding="utf-8")
         with part.open("ab" if start else "wb") as file:
             on_bytes(start, total or 0)
             while block := response.read(_BLOCK):
                 file.write(block)
                 start += len(block)
                 on_bytes(start, total or 0)
+    if total is not None and start > total:
+        _drop(part)
+        raise ConnectionError(f"{start:,} bytes came of {total:,}")
     if total is not None and start != total:
         raise ConnectionError(f"the connection ended after {start:,} of {total:,} bytes")
+
+
+def _check_continues(headers: http.client.HTTPMessage, part: Path, start: int, tag: str) -> None:
+    """Drop what came so far, and say so, where a server sends on from elsewhere, or of another file."""
+    said = headers.get("Content-Range") or ""
+    if not re.fullmatch(rf"bytes {start}-\d+/(\d+|\*)", said.strip()) or not _is_same(headers, tag):
+        _drop(part)
+        raise ConnectionError(
+            f"bytes from {start:,} on were asked for, and the server sent {said or 'others'}"
+            + ("" if _is_same(headers, tag) else " of another file")
+        )
+
+
+def _is_same(headers: Message, tag: str) -> bool:
+    """Whether an answer is about the file of this tag. RFC 9110 lets it leave out the tag that we sent."""
+    said = headers.get("ETag" if tag.startswith('"') else "Last-Modified")
+    return not tag or said is None or said == tag
+
+
+def _drop(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _tag_of(part).unlink(missing_ok=True)
 
 
 def unpack(archive: Path, directory: Path, wanted: re.Pattern[str], on_bytes: OnBytes) -> list[Path]:
@@ -239,8 +267,8 @@ def _total(headers: http.client.HTTPMessage, start: int) -> int | None:
     whole = (headers.get("Content-Range") or "").rpartition("/")[2]
     if whole.isdecimal():
         return int(whole)
-    length = headers.get("Content-Length")
-    return None if length is None else start + int(length)
+    length = (headers.get("Content-Length") or "").strip()
+    return start + int(length) if length.isdecimal() else None
 
 
 def _check_room(directory: Path, size: int) -> None:

@@ -74,7 +74,8 @@ def write_encoded(
     counts = Counts(faults=faults)
     arrays = directory / "rows"
     (directory / META).unlink(missing_ok=True)
-    shutil.rmtree(arrays, ignore_errors=True)
+    for old in (arrays, *directory.glob(f"{arrays.name}.*.partial")):  # and of imports that were killed
+        shutil.rmtree(old, ignore_errors=True)
     write_shard(arrays, _chunks(records, counts, Path(source)), faults, skip=skip)
     if not counts.documents:
         raise UserError(f"{source} has no record that can be learned from")

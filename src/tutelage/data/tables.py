@@ -20,7 +20,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, no_room
 
 FORMAT = 1  # of what is written out
 LONGEST_LINE = 64 << 20  # bytes; longer is a file of another kind, and would not fit any row
@@ -106,9 +106,9 @@ def write_once(place: Path, write: Callable[[BinaryIO], None], announce: Callabl
             write(file)
         aside.replace(place)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if no_room(error) is None and error.errno not in (errno.EACCES, errno.EROFS):
             raise UserError(f"{place} cannot be written: {error}") from error
-        reason = "no space left" if error.errno == errno.ENOSPC else error.strerror
+        reason = no_room(error) or error.strerror
         raise UserError(f"cannot write {place}: {reason}; free it or pass another --cache_dir") from error
     finally:
         aside.unlink(missing_ok=True)

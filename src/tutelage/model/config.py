@@ -7,7 +7,7 @@ from typing import Any, Literal
 from tutelage.errors import UserError
 from tutelage.model.config_file import fields_of
 from tutelage.model.config_rope import ORIGINAL, check_factors, written_scaling
-from tutelage.model.families import FAMILIES, FULL, SLIDING
+from tutelage.model.families import FAMILIES, FULL, SLIDING, UNLIKE_LLAMA
 
 Activation = Literal["silu", "gelu_tanh"]
 N_ROLES = 5  # system, user, assistant, tool, other
@@ -117,18 +117,9 @@ class ModelConfig:
 
     @property
     def unlike_llama(self) -> list[str]:
-        """The fields that every Llama has as they are by default; sizes, windows and scaling apart."""
-        names = set().union(*(family.traits for family in FAMILIES.values()))
-        names |= {
-            "query_scalar",
-            "attention_cap",
-            "logit_cap",
-            "local_theta",
-            "partial_rotary",
-            "rope_layers",
-        }
+        """The fields that no Llama has as this model does, sizes, windows and scaling apart."""
         plain = {each.name: each.default for each in fields(self)}
-        return sorted(name for name in names - {"qkv_bias"} if getattr(self, name) != plain[name])
+        return [name for name in UNLIKE_LLAMA if getattr(self, name) != plain[name]]
 
     @property
     def original_context(self) -> int | None:

@@ -31,6 +31,8 @@ def read_rope(values: Mapping[str, Any], family: Family, where: str) -> dict[str
     found = found.pop(FULL, None) or found
     if "rope_local_base_freq" not in family.written and local:
         raise UserError(f"{where}: rope_parameters differ from layer to layer, which is not supported")
+    if values.get("rope_theta", 0) is None and not found.get("rope_theta"):
+        raise UserError(f"{where}: rope_theta is null, and no number was meant; give the model's")
     local_theta = local.get("rope_theta") or values.get("rope_local_base_freq")
     if _kind(local, family) != "default":
         raise UserError(f"{where}: rope type {_kind(local, family)!r} of {SLIDING} is not supported")

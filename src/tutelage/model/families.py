@@ -12,6 +12,22 @@ Values = Mapping[str, Any]  # of a parsed config.json
 Windows = tuple[int | None, ...] | None  # of every layer; None: no layer has one
 
 SLIDING, FULL = "sliding_attention", "full_attention"
+# Fields of ModelConfig that a Llama has as they are by default, and what a model is that has them otherwise.
+UNLIKE_LLAMA = {
+    "qk_norm": "queries and keys are normalised",
+    "norms": "what attention and MLP give is normalised",
+    "norm": "norms multiply by their weights in another way",
+    "activation": "the MLP has another activation",
+    "fused": "projections are fused",
+    "scaled_embeddings": "embeddings are scaled",
+    "query_scalar": "attention scores are divided by another number",
+    "attention_cap": "attention scores are soft-capped",
+    "logit_cap": "logits are soft-capped",
+    "rope_wide": "rotary embeddings turn in float32",
+    "rope_layers": "some layers have no rotary embeddings",
+    "partial_rotary": "rotary embeddings turn a part of each head",
+    "local_theta": "layers with a window have a rope_theta of their own",
+}
 _CAUSAL, _SCORING = "ForCausalLM", "ForSequenceClassification"
 _SILU = {"hidden_act": ("silu", "swish")}
 _NO_BIAS = {"attention_bias": (False, None)}

@@ -17,6 +17,17 @@ _Made = tuple[dict[str, Any], dict[str, Any]]
 _MODELS = ("tokenizer.model", "spiece.model", "tekken.json", "qwen.tiktoken")
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _HALVES = frozenset(name for pair in _PAIRS for name in pair)
+# All that a tokenizer may be read from, here or by transformers: beside another model they would be wrong.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    *_MODELS,
+    *sorted(_HALVES),
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tutelage import dist
 from tutelage.checkpoint.adapter import attach_, collected, for_tied, same
+from tutelage.checkpoint.aside import Beside
 from tutelage.checkpoint.hf import load_model, save_model
 from tutelage.checkpoint.peft import read_peft, write_peft
 from tutelage.errors import UserError
@@ -65,6 +66,7 @@ def export(
     *,
     dtype: torch.dtype,
     probes: Sequence[Encoded],
+    beside: Beside | None = None,
     new_tokens: int = 32,
 ) -> Gate:
     """Write the model, with the `trained` weights in place of its own, as an HF directory; then reload it and
@@ -81,7 +83,7 @@ def export(
 
     def write_and_compare() -> Gate:
         _check_weights(weights, directory)
-        save_model(weights, config, directory, dtype=dtype)
+        save_model(weights, config, directory, dtype=dtype, beside=beside)
         try:
             reloaded = load_model(directory, dtype=dtype, device=live.logits[0].device)
         except UserError:  # of files that we wrote: ours, and no user's
@@ -103,6 +105,7 @@ def export_adapter(
     rslora: bool,
     probes: Sequence[Encoded],
     anew: Callable[[], Transformer],
+    beside: Beside | None = None,
     new_tokens: int = 32,
 ) -> Gate:
     """Write the model's adapter, of the `trained` values, as a PEFT directory; then read it back, put it on
@@ -125,7 +128,13 @@ def export_adapter(
     def write_and_compare() -> Gate:
         stored = collected(model, values, rslora=rslora)
         write_peft(
-            stored, directory, config=model.config, base=base, fingerprint=fingerprint, dtype=torch.float32
+            stored,
+            directory,
+            config=model.config,
+            base=base,
+            fingerprint=fingerprint,
+            dtype=torch.float32,
+            beside=beside,
         )
         read = read_peft(directory)
         if not same(stored, for_tied(read) if model.config.tied else read):

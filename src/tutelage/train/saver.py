@@ -5,7 +5,6 @@ OUT/checkpoints/step-0000500/   .metadata, *.distcp    weights, optimizer state,
                                 MANIFEST.json          every file's size, written last
 """
 
-import errno
 import json
 import pickle
 import re
@@ -26,7 +25,7 @@ from torch.optim import Optimizer
 
 from tutelage import dist
 from tutelage.checkpoint.aside import sync
-from tutelage.errors import UserError
+from tutelage.errors import UserError, no_room
 from tutelage.train.checkpoint_index import damaged, read_index
 
 _NAME = re.compile(r"step-(\d{7,})")
@@ -76,9 +75,9 @@ class Saver:
             try:
                 work()
             except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-                if not is_full(error):
+                if (why := no_room(error)) is None:
                     raise
-                raise self.full_disk(f"the checkpoint of step {step}") from error
+                raise self.full_disk(why, f"the checkpoint of step {step}") from error
 
         try:
             dist.by_rank_zero(lambda: unless_full(make_room))
@@ -90,12 +89,12 @@ class Saver:
         self._crowded = True
         return final
 
-    def full_disk(self, what: str) -> UserError:
+    def full_disk(self, why: str, what: str) -> UserError:
         """What a person is told when there was no room for something."""
         last = newest(self.directory)
         kept = f"the last checkpoint, {last.name}, is whole" if last else "there is no checkpoint before it"
         return UserError(
-            f"{self.directory}: the disk is full, {what} could not be written; {kept}. "
+            f"{self.directory}: {why}, {what} could not be written; {kept}. "
             "Free some space and run the same command with --resume"
         )
 
@@ -231,13 +230,3 @@ def _seal(directory: Path) -> None:
     manifest.write_text(json.dumps({path.name: path.stat().st_size for path in files}))
     sync(manifest)
     sync(directory)
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether the lack of room on a disk is among the causes of an error."""
-    chain: BaseException | None = error
-    while chain is not None:
-        if isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        chain = chain.__cause__ or chain.__context__
-    return False

@@ -1,5 +1,7 @@
 """llama.cpp's GGUF files, read as the Hugging Face model they came from."""
 
+from collections import Counter
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,14 @@ class GGUFSource:
         """float16 or bfloat16 where every matrix is stored so, else float32, to which blocks are decoded."""
         kinds = {stored.kind for stored in self._header.tensors.values() if len(stored.shape) > 1}
         return _PLAIN.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
+
+    @property
+    def kinds(self) -> list[str]:
+        """The types that matrices have in the file, Q4_1 say, first that of most weights."""
+        counts: Counter[str] = Counter()
+        for stored in self._header.tensors.values():
+            counts[stored.kind.name] += prod(stored.shape) if len(stored.shape) > 1 else 0
+        return [name for name, count in counts.most_common() if count]
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start..stop of a tensor, in Hugging Face's order, float32."""

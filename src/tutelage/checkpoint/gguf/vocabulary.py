@@ -76,7 +76,13 @@ def _sentencepiece(tokenizer: Tokenizer, vocabulary: dict[str, Any], size: int) 
     scores = [_NO_SCORE] * size
     kinds: list[int] = [Kind.UNUSED] * size
     if tokenizer.sentencepiece is not None:
-        model, _ = read_model(tokenizer.sentencepiece)
+        try:
+            model, _ = read_model(tokenizer.sentencepiece)
+        except ValueError as error:
+            raise UserError(
+                "the tokenizer.model beside tokenizer.json, which GGUF takes scores from, cannot be used: "
+                f"{error}"
+            ) from error
         found, prefix = zip(model.tokens, model.scores, model.kinds, strict=True), model.prefix
     else:
         found, prefix = _pieces(vocabulary), _has_prefix(vocabulary)

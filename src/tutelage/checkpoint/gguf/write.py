@@ -12,6 +12,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from torch import Tensor
 
+from tutelage.checkpoint.aside import room_for
 from tutelage.checkpoint.gguf.file import Header, Stored
 from tutelage.checkpoint.gguf.model import config_of
 from tutelage.checkpoint.gguf.names import Architecture, architecture_for
@@ -31,6 +32,8 @@ _FILE_TYPES = {
     Kind.BF16: LlamaFileType.MOSTLY_BF16,
     Kind.Q8_0: LlamaFileType.MOSTLY_Q8_0,
 }
+_FP16 = float(np.finfo(np.float16).max)
+_LARGEST = {Kind.F16: _FP16, Kind.Q8_0: 127 * _FP16}  # an int8 times its block's scale, an fp16
 _ALIGNMENT = 32  # bytes; a file that says nothing else has this
 
 
@@ -42,6 +45,11 @@ class _Tensor:
     source: str  # its name in the source; empty: it is computed
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
+
+    @property
+    def n_bytes(self) -> int:
+        """What it takes in the file."""
+        return int(np.prod(gguf.quant_shape_to_byte_shape(self.shape, self.kind)))
 
 
 def write_gguf(
@@ -63,28 +71,17 @@ def write_gguf(
     settings = {f"{architecture.name}.{key}": v for key, v in _model_settings(config, architecture).items()}
     _refuse_what_is_read_otherwise(config, architecture, settings, tensors, path)
     aside = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = GGUFWriter(aside, architecture.name)
-    _add(writer, _general(config, name, kind))
-    _add(writer, settings)
-    _add(writer, vocabulary_settings(tokenizer, config))
-    for tensor in tensors:
-        stored = gguf.quant_shape_to_byte_shape(tensor.shape, tensor.kind)
-        writer.add_tensor_info(
-            tensor.name, tensor.shape, np.dtype(np.float32), int(np.prod(stored)), tensor.kind
-        )
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.close()
-        with aside.open("ab") as file:
-            _write_weights(file, tensors, config, source, architecture)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    described = [_general(config, name, kind), settings, vocabulary_settings(tokenizer, config)]
+    with room_for(sum(tensor.n_bytes for tensor in tensors), path.parent):
+        try:
+            _write_header(aside, architecture.name, described, tensors)
+            with aside.open("ab") as file:
+                _write_weights(file, tensors, config, source, architecture)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
     return list(_remarks(config, architecture, tensors, kind))
 
 
@@ -169,6 +166,20 @@ def _model_settings(config: ModelConfig, architecture: Architecture) -> dict[str
     }
 
 
+def _write_header(
+    path: Path, architecture: str, described: list[dict[str, Any]], tensors: list[_Tensor]
+) -> None:
+    writer = GGUFWriter(path, architecture)
+    for settings in described:
+        _add(writer, settings)
+    for tensor in tensors:
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.n_bytes, tensor.kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+
+
 def _add(writer: GGUFWriter, settings: dict[str, Any]) -> None:
     for key, value in settings.items():
         if isinstance(value, bool):
@@ -214,10 +225,12 @@ def _rows(
 
 def _encoded(rows: Tensor, tensor: _Tensor) -> np.ndarray:
     values = np.ascontiguousarray(rows.to(torch.float32).numpy())
-    if tensor.kind == Kind.F16 and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+    largest = _LARGEST.get(tensor.kind)
+    if largest is not None and (found := np.abs(values).max(initial=0)) > largest:
+        name = {kind: name for name, kind in KINDS.items()}[tensor.kind]
         raise UserError(
-            f"{tensor.source} has values of {np.abs(values).max():.3g}, and fp16 ends at 65504; "
-            "give --precision bf16, fp32 or q8_0"
+            f"{tensor.source} has values of {found:.3g}, and {name} ends at {largest:.6g}; "
+            "give --precision bf16 or fp32"
         )
     return gguf.quantize(values, tensor.kind)
 

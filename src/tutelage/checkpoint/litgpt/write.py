@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import yaml
 
-from tutelage.checkpoint.aside import written_aside
+from tutelage.checkpoint.aside import Beside, written_aside
 from tutelage.checkpoint.generation_config import write_generation_config
 from tutelage.checkpoint.litgpt.model import CONFIG, FIXED, FUSED, KINDS, NORMS, SCALING, WEIGHTS, names_in
 from tutelage.checkpoint.refusing import refuse_all, scaled_otherwise, unlike_llama
@@ -18,7 +18,14 @@ from tutelage.model.config import ModelConfig
 from tutelage.model.families import FAMILIES
 
 
-def write_litgpt(source: Source, config: ModelConfig, directory: Path, *, dtype: torch.dtype) -> None:
+def write_litgpt(
+    source: Source,
+    config: ModelConfig,
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    beside: Beside | None = None,
+) -> None:
     """Write lit_model.pth, and then model_config.yaml beside it; UserError for what has no place there."""
     refuse_for_litgpt(config)
     shapes = parameter_shapes(config)
@@ -42,7 +49,7 @@ def write_litgpt(source: Source, config: ModelConfig, directory: Path, *, dtype:
     if config.tied:  # its head is a matrix of its own
         tensors.append(Streamed(HEAD, shapes[EMBEDDING], dtype, partial(source.rows, EMBEDDING)))
     size = sum(tensor.n_bytes for tensor in tensors)
-    with written_aside(directory, size, last=CONFIG) as aside:
+    with written_aside(directory, size, last=CONFIG, beside=beside) as aside:
         write_torch(tensors, aside / WEIGHTS)
         write_generation_config(config, aside)
         (aside / CONFIG).write_text(yaml.safe_dump(_written(config, directory.name)), encoding="utf-8")

@@ -5,7 +5,6 @@ stands before every text.
 """
 
 import json
-import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,12 +64,10 @@ def write_tokenizer_bin(tokenizer: Tokenizer, path: Path, *, vocab_size: int) ->
         text = texts.get(token, f"<unused {token}>")
         score = _NEVER if token in control else scores.get(text, _NEVER)
         entries.append((score, _WRITTEN.get(token, text.replace(_SPACE, " ")).encode()))
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with path.open("wb") as file:
         file.write(struct.pack("<I", max(len(text) for _, text in entries)))
         for score, text in entries:
             file.write(struct.pack("<fI", score, len(text)) + text)
-    os.replace(partial, path)
 
 
 def _check(tokenizer: Tokenizer, model: dict, vocab_size: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage.checkpoint.aside import written_aside
+from tutelage.checkpoint.aside import Beside, written_aside
 from tutelage.checkpoint.llama2c.model import EPS, HEADER_BYTES, MAGIC, THETA, in_order
 from tutelage.checkpoint.meta.tensors import in_pairs, meta_tensors
 from tutelage.checkpoint.refusing import fixed_otherwise, refuse_all, unlike_llama
@@ -26,7 +26,9 @@ GROUP = 64  # numbers of int8 that share a scale, or fewer, which divide rows
 _LARGEST = 127  # of int8, on both sides
 
 
-def write_llama2c(source: Source, config: ModelConfig, path: Path, *, version: int = 0) -> None:
+def write_llama2c(
+    source: Source, config: ModelConfig, path: Path, *, version: int = 0, beside: Beside | None = None
+) -> None:
     """Write a .bin file of version 0, 1 or 2; UserError for a model that llama2.c's programs cannot run."""
     refuse_other_arithmetic(config)
     shapes = parameter_shapes(config)
@@ -35,7 +37,10 @@ def write_llama2c(source: Source, config: ModelConfig, path: Path, *, version: i
         for name in in_order(version, config)
     ]
     size = sum(tensor.n_bytes for tensor in tensors if tensor)
-    with written_aside(path.parent, size, last=path.name) as aside, (aside / path.name).open("wb") as file:
+    with (
+        written_aside(path.parent, size, last=path.name, beside=beside) as aside,
+        (aside / path.name).open("wb") as file,
+    ):
         _write_header(file, config, version)
         for tensor in tensors:
             if tensor is None:
@@ -47,7 +52,14 @@ def write_llama2c(source: Source, config: ModelConfig, path: Path, *, version: i
                     file.write(part)
 
 
-def write_checkpoint(source: Source, config: ModelConfig, directory: Path, *, dtype: torch.dtype) -> None:
+def write_checkpoint(
+    source: Source,
+    config: ModelConfig,
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    beside: Beside | None = None,
+) -> None:
     """Write ckpt.pt, which llama2.c's train.py, sample.py and export.py read, its arguments plain numbers."""
     refuse_other_arithmetic(config)
     tensors = meta_tensors(source, config, dtype)
@@ -64,7 +76,7 @@ def write_checkpoint(source: Source, config: ModelConfig, directory: Path, *, dt
         "dropout": 0.0,
     }
     size = sum(tensor.n_bytes for tensor in tensors)
-    with written_aside(directory, size, last="ckpt.pt") as aside:
+    with written_aside(directory, size, last="ckpt.pt", beside=beside) as aside:
         write_torch(tensors, aside / "ckpt.pt", {"model_args": arguments, "iter_num": 0})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage.checkpoint.aside import written_aside
+from tutelage.checkpoint.aside import Beside, written_aside
 from tutelage.checkpoint.meta.params import (
     LLAMA3_VOCABULARY,
     PARAMS,
@@ -31,17 +31,28 @@ _OLD = ("consolidated.*.pth",)
 
 
 def write_meta(
-    source: Source, config: ModelConfig, directory: Path, *, dtype: torch.dtype, devices: int = 1
+    source: Source,
+    config: ModelConfig,
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    devices: int = 1,
+    beside: Beside | None = None,
 ) -> None:
     """Write the model cut for so many devices, and params.json; UserError for what Meta's cannot run."""
     refuse_for_meta(config, devices)
     whole = meta_tensors(source, config, dtype)
     parts = [[_cut(tensor, config, device, devices) for tensor in whole] for device in range(devices)]
-    _write(parts, {PARAMS: meta_params(config.to_hf())}, directory)
+    _write(parts, {PARAMS: meta_params(config.to_hf())}, directory, beside)
 
 
 def write_torchllms_model(
-    source: Source, config: ModelConfig, directory: Path, *, dtype: torch.dtype
+    source: Source,
+    config: ModelConfig,
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    beside: Beside | None = None,
 ) -> None:
     """Write consolidated.00.pth and params.json; UserError for a model that torchllms computes otherwise."""
     refuse_for_torchllms(config)
@@ -51,6 +62,7 @@ def write_torchllms_model(
         [tensors],
         {PARAMS: torchllms_params(values, biased=config.qkv_bias), "config.json": values},
         directory,
+        beside,
     )
 
 
@@ -105,9 +117,14 @@ def _beside(rows: Rows, begin: int, end: int) -> Callable[[int, int], Tensor]:
     return lambda start, stop: rows(start, stop)[:, begin:end]
 
 
-def _write(parts: list[list[Streamed]], settings: dict[str, dict[str, Any]], directory: Path) -> None:
+def _write(
+    parts: list[list[Streamed]],
+    settings: dict[str, dict[str, Any]],
+    directory: Path,
+    beside: Beside | None,
+) -> None:
     size = sum(tensor.n_bytes for part in parts for tensor in part)
-    with written_aside(directory, size, last=PARAMS, old=_OLD) as aside:
+    with written_aside(directory, size, last=PARAMS, old=_OLD, beside=beside) as aside:
         for device, tensors in enumerate(parts):
             write_torch(tensors, aside / f"consolidated.{device:02d}.pth")
         for name, values in settings.items():

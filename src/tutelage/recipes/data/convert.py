@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, no_room
 from tutelage.recipes.saying import say
 
 if TYPE_CHECKING:
@@ -76,16 +77,17 @@ def run(config: DataConvertConfig) -> None:
             for row in load_rows(rows.source, rows.offsets):
                 yield json.dumps(_canonical(row, rows.source.kind), ensure_ascii=False) + "\n"
 
-    config.output.parent.mkdir(parents=True, exist_ok=True)
     aside = config.output.with_name(f"{config.output.name}.partial")
     try:
+        config.output.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("w", encoding="utf-8") as file:
             file.writelines(lines())
         aside.replace(config.output)
     except OSError as error:
-        raise UserError(f"{config.output} cannot be written: {error.strerror}") from error
+        raise UserError(f"{config.output} cannot be written: {no_room(error) or error.strerror}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
     skipped = f"; {faults.count:,} bad ones left out, first {faults.named[0]}" if faults.count else ""
     shapes = ", ".join(sorted({_named(source) for source in sources}))
     say(f"{sum(map(len, scanned)):,} rows of {shapes}{skipped}")

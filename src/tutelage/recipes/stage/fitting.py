@@ -12,7 +12,7 @@ from torch import Tensor
 from tutelage import dist
 from tutelage.data.batch import Batch
 from tutelage.data.loader import Loader
-from tutelage.errors import Interrupted, UserError
+from tutelage.errors import Interrupted, UserError, no_room
 from tutelage.model.adapters import holding, settle_
 from tutelage.model.transformer import Transformer
 from tutelage.objectives.base import Objective
@@ -36,7 +36,7 @@ from tutelage.report.progress import ProgressBar
 from tutelage.train import parallel
 from tutelage.train.ema import EMA
 from tutelage.train.interrupt import Signals
-from tutelage.train.saver import Saver, complete, is_full, newest, read_state
+from tutelage.train.saver import Saver, complete, newest, read_state
 from tutelage.train.trainer import Hook, Metrics, NonFiniteLossError, Trainer, every
 
 _ROWS_NAMED = 20  # of a step that cannot be trained on
@@ -150,9 +150,9 @@ def fit(
     except NonFiniteLossError as error:
         raise UserError(_non_finite(error, config, loader, saver, trainer.step)) from error
     except OSError as error:
-        if not is_full(error):
+        if (why := no_room(error)) is None:
             raise
-        raise saver.full_disk(f"the numbers of step {trainer.step}") from error
+        raise saver.full_disk(why, f"the numbers of step {trainer.step}") from error
     if average:
         average.copy_into(model)
         fitted.masters = {**average.weights(), **run.fixed}

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from tutelage import dist
+from tutelage.checkpoint.aside import Beside
 from tutelage.checkpoint.note import note_of
+from tutelage.checkpoint.tokenizer import beside_model
 from tutelage.data.encode import Encoder
 from tutelage.model.config import ModelConfig
 from tutelage.model.roles import NOTE
@@ -42,9 +44,12 @@ def hand_over(
         tokenizer, shape = ready_to_score(tokenizer, template, shape)
     encoder = Encoder(template, tokenizer)
     probes = [encoder.prompt(question) for question in QUESTIONS]
+    target = directory / ("adapter" if config.lora else "model")
+    chat_template = None if template is None else template.export_jinja(tokenizer)
+    beside = beside_model(tokenizer, target, read_from=None, chat_template=chat_template)
     if config.lora:
         assert start is not None
-        target = directory / "adapter"
+        note = note_of(shape, start.adapters, rounding_of(config))
         gate = export_adapter(
             model,
             fitted.masters,
@@ -54,14 +59,13 @@ def hand_over(
             rslora=config.lora_rslora,
             probes=probes,
             anew=lambda: start.beside(config, target, shape),
+            beside=Beside(lambda folder: (beside.write(folder), note.write(folder)), beside.old),
         )
     else:
-        target = directory / "model"
         dtype = compute_dtype(config.precision)
-        gate = export(model, fitted.masters, shape, target, dtype=dtype, probes=probes)
+        gate = export(model, fitted.masters, shape, target, dtype=dtype, probes=probes, beside=beside)
     if dist.rank():
         return
-    tokenizer.save(target, chat_template=None if template is None else template.export_jinja(tokenizer))
     base = " + ".join(start.names) if start else "random weights"
     trained = sum(p.numel() for p in fitted.masters.values())
     facts = {"parameters": f"{shape.n_parameters:,}", "trained": f"{trained:,}"}
@@ -93,9 +97,6 @@ def hand_over(
     )
     if shape.role_embeddings:
         say(f"note: {NOTE}")
-    if config.lora and start is not None:
-        note_of(shape, start.adapters, rounding_of(config)).write(target)
     if config.save_merged and start is not None:
         chain, dtype = Chain(start.base, (*start.adapters, target)), compute_dtype(config.precision)
-        merge(chain, directory / "model", shape, probes, dtype=dtype, force=config.force)
-        tokenizer.save(directory / "model", chat_template=template and template.export_jinja(tokenizer))
+        merge(chain, directory / "model", shape, probes, dtype=dtype, beside=beside, force=config.force)

@@ -18,7 +18,7 @@ from tutelage.data.cache import DEFAULT_DIR
 from tutelage.data.groups import Comparisons
 from tutelage.data.loader import Loader
 from tutelage.data.ranked import RankedBatch
-from tutelage.errors import UserError
+from tutelage.errors import UserError, no_room
 from tutelage.model.adapters import adapter_values, holding, trained_beside, without_adapters
 from tutelage.model.score import refuse_score_head
 from tutelage.model.transformer import Transformer, add_role_embeddings_
@@ -34,7 +34,6 @@ from tutelage.recipes.stage.watching import Beginning
 from tutelage.report.progress import ProgressBar
 from tutelage.train.parallel import reshard, shard
 from tutelage.train.precision import compute_dtype
-from tutelage.train.saver import is_full
 
 FORMAT = 1  # of the tables that are kept
 Judge = Callable[[RankedBatch], Tensor]  # log p of each answer under the reference, (A,)
@@ -245,7 +244,7 @@ def _aside(place: Path, table: np.ndarray) -> Path:
     except OSError as error:
         with suppress(OSError):
             aside.unlink()
-        reason = "no space left" if is_full(error) else error.strerror
+        reason = no_room(error) or error.strerror
         raise UserError(
             f"cannot keep the reference's log-probabilities in {place.parent}: {reason}; free it or pass "
             "another --cache_dir"

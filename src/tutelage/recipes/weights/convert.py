@@ -106,6 +106,7 @@ def run(config: ConvertConfig) -> None:
     """Load, write, and say how to go on."""
     import torch
 
+    from tutelage.checkpoint.hub import local_path
     from tutelage.checkpoint.streamed import Checked
     from tutelage.checkpoint.tokenizer import load_tokenizer
     from tutelage.checkpoint.torchllms_lora import is_part
@@ -131,10 +132,12 @@ def run(config: ConvertConfig) -> None:
     shard_bytes = bytes_in(config.max_shard_size)
     assert shard_bytes is not None
     dtype = torch.float32 if config.format in _FP32 else dtypes.get(config.precision, source.dtype)
+    tokenizer_path = local_path(config.tokenizer or chain.text)
     conversion = Conversion(
         source=Checked(source, dtype),
         shape=shape,
-        tokenizer=load_tokenizer(config.tokenizer or chain.text),
+        tokenizer=load_tokenizer(tokenizer_path),
+        tokenizer_path=tokenizer_path,
         name=chain.name,
         output=config.output,
         dtype=dtype,
@@ -157,6 +160,7 @@ def _write_adapter(chain: Chain, config: ConvertConfig) -> None:
     import torch
 
     from tutelage.checkpoint.adapter import check_fits, check_trained_on, for_tied, shape_with
+    from tutelage.checkpoint.aside import Beside
     from tutelage.checkpoint.hf import config_of, fingerprint_of, read_adapter
     from tutelage.checkpoint.meta.write import refuse_for_torchllms
     from tutelage.checkpoint.note import note_of, read_note
@@ -180,9 +184,14 @@ def _write_adapter(chain: Chain, config: ConvertConfig) -> None:
         refuse_for_torchllms(shape)
         write_torchllms(stored, config.output / "model_final.pth", shape)
     else:
+        rounding = read_note(chain.adapters[-1]).rounding
         write_peft(
-            stored, config.output, config=shape, base=chain.name, fingerprint=stamp, dtype=torch.float32
+            stored,
+            config.output,
+            config=shape,
+            base=chain.name,
+            fingerprint=stamp,
+            dtype=torch.float32,
+            beside=Beside(note_of(shape_of(chain), chain.adapters[:-1], rounding).write),
         )
-        note = read_note(chain.adapters[-1])
-        note_of(shape_of(chain), chain.adapters[:-1], note.rounding).write(config.output)
     say(f"{config.output}: {len(stored.layers)} layers' adapters")

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tutelage.checkpoint.aside import Beside
 from tutelage.checkpoint.gguf.write import KINDS, write_gguf
 from tutelage.checkpoint.hf import save_model
 from tutelage.checkpoint.instructllama import refuse_what_it_cannot, write_instructllama
@@ -27,11 +28,14 @@ from tutelage.checkpoint.meta.write import (
     write_torchllms_model,
 )
 from tutelage.checkpoint.source import Source
+from tutelage.checkpoint.tokenizer import beside_model
 from tutelage.model.config import ModelConfig
 from tutelage.recipes.saying import say
 from tutelage.recipes.weights.merging import padded_as_trained
 from tutelage.recipes.weights.verifying import verify
 from tutelage.text.tokenizer import Tokenizer
+
+_PIECES = "tokenizer.model"  # SentencePiece's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,12 +45,23 @@ class Conversion:
     source: Source
     shape: ModelConfig
     tokenizer: Tokenizer
+    tokenizer_path: Path  # where it was read from
     name: str  # of the model, for people
     output: Path  # a directory, or a file that ends in .gguf
     dtype: torch.dtype
     precision: str  # as it was asked for
     shard_bytes: int
     devices: int
+
+    def with_tokenizer(self, tokenizer: Tokenizer | None = None) -> Beside:
+        """Its files, for a model that is written in `output`."""
+        return beside_model(tokenizer or self.tokenizer, self.output, read_from=self.tokenizer_path)
+
+    def with_sentencepiece(self) -> Beside:
+        """Its tokenizer.model, where it has one; else none of another model stays."""
+        content, whole = self.tokenizer.sentencepiece, self.with_tokenizer()
+        old = tuple(name for name in whole.old if name == _PIECES)
+        return Beside(lambda folder: content and (folder / _PIECES).write_bytes(content), old)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +75,8 @@ class Format:
 
 def _hf(to: Conversion) -> None:
     tokenizer, shape = padded_as_trained(to.tokenizer, to.shape)
-    tokenizer.save(to.output)
-    save_model(to.source, shape, to.output, dtype=to.dtype, shard_bytes=to.shard_bytes)
+    beside = to.with_tokenizer(tokenizer)
+    save_model(to.source, shape, to.output, dtype=to.dtype, shard_bytes=to.shard_bytes, beside=beside)
 
 
 def _gguf(to: Conversion) -> None:
@@ -78,29 +93,29 @@ def _gguf_path(to: Conversion) -> Path:
 
 
 def _meta(to: Conversion) -> None:
-    write_meta(to.source, to.shape, to.output, dtype=to.dtype, devices=to.devices)
-    _sentencepiece_beside(to, "Meta's program reads tokenizer.model")
+    beside = to.with_sentencepiece()
+    write_meta(to.source, to.shape, to.output, dtype=to.dtype, devices=to.devices, beside=beside)
+    _say_if_it_has_none(to, "Meta's program reads tokenizer.model")
 
 
 def _torchllms(to: Conversion) -> None:
-    to.tokenizer.save(to.output)
-    write_torchllms_model(to.source, to.shape, to.output, dtype=to.dtype)
+    write_torchllms_model(to.source, to.shape, to.output, dtype=to.dtype, beside=to.with_tokenizer())
 
 
 def _litgpt(to: Conversion) -> None:
-    to.tokenizer.save(to.output)
-    write_litgpt(to.source, to.shape, to.output, dtype=to.dtype)
+    write_litgpt(to.source, to.shape, to.output, dtype=to.dtype, beside=to.with_tokenizer())
 
 
 def _instructllama(to: Conversion) -> None:
-    write_instructllama(to.source, to.shape, to.output / "model.pth", dtype=to.dtype)
-    _sentencepiece_beside(to, "InstructLLaMA reads SentencePiece's tokenizer.model")
+    path, beside = to.output / "model.pth", to.with_sentencepiece()
+    write_instructllama(to.source, to.shape, path, dtype=to.dtype, beside=beside)
+    _say_if_it_has_none(to, "InstructLLaMA reads SentencePiece's tokenizer.model")
 
 
 def _llama2c(to: Conversion, version: int) -> None:
-    to.output.mkdir(parents=True, exist_ok=True)
-    write_tokenizer_bin(to.tokenizer, to.output / "tokenizer.bin", vocab_size=to.shape.vocab_size)
-    write_llama2c(to.source, to.shape, to.output / "model.bin", version=version)
+    entries = partial(write_tokenizer_bin, to.tokenizer, vocab_size=to.shape.vocab_size)
+    beside = Beside(lambda folder: entries(folder / "tokenizer.bin"))
+    write_llama2c(to.source, to.shape, to.output / "model.bin", version=version, beside=beside)
     program = {0: "run", 2: "runq"}.get(version)
     if program:
         words = f"./{program} {to.output}/model.bin -z {to.output}/tokenizer.bin"
@@ -108,18 +123,16 @@ def _llama2c(to: Conversion, version: int) -> None:
 
 
 def _llama2c_checkpoint(to: Conversion) -> None:
-    write_checkpoint(to.source, to.shape, to.output, dtype=to.dtype)
-    _sentencepiece_beside(to, "llama2.c reads SentencePiece's tokenizer.model")
+    write_checkpoint(to.source, to.shape, to.output, dtype=to.dtype, beside=to.with_sentencepiece())
+    _say_if_it_has_none(to, "llama2.c reads SentencePiece's tokenizer.model")
 
 
-def _sentencepiece_beside(to: Conversion, who: str) -> None:
-    if to.tokenizer.sentencepiece is not None:
-        (to.output / "tokenizer.model").write_bytes(to.tokenizer.sentencepiece)
-        return
-    say(
-        f"note: {who}, and this model has none; the tokens it is to be given are those of the model's own "
-        "tokenizer"
-    )
+def _say_if_it_has_none(to: Conversion, who: str) -> None:
+    if to.tokenizer.sentencepiece is None:
+        say(
+            f"note: {who}, and this model has none; the tokens it is to be given are those of the model's "
+            "own tokenizer"
+        )
 
 
 def _shape(refuse: Callable[[ModelConfig], None]) -> Callable[[Conversion], None]:

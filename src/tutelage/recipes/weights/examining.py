@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from tutelage.checkpoint.gguf.model import GGUFSource
 from tutelage.checkpoint.hf import load_config, open_source, read_adapter
 from tutelage.checkpoint.hub import local_path
 from tutelage.checkpoint.note import read_note
@@ -65,7 +66,8 @@ def model(health: Health, chain: Chain, *, deep: bool) -> tuple[ModelConfig | No
     except UserError as error:
         health.problem(error, _AGAIN)
         return shape, None
-    health.note("files", "stored as", str(source.dtype).removeprefix("torch."))
+    dtype = str(source.dtype).removeprefix("torch.")
+    health.note("files", "stored as", ", ".join(source.kinds) if isinstance(source, GGUFSource) else dtype)
     twice = shape.tied and HEAD in source.shapes
     if twice:
         health.warn(

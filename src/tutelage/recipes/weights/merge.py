@@ -35,7 +35,7 @@ def run(config: MergeConfig) -> None:
     import torch
 
     from tutelage.checkpoint.hf import stored_dtype
-    from tutelage.checkpoint.tokenizer import load_tokenizer
+    from tutelage.checkpoint.tokenizer import beside_model, load_tokenizer
     from tutelage.data.encode import Encoder
     from tutelage.recipes.stage.chain import chain_of, shape_of
     from tutelage.recipes.weights.merging import QUESTIONS, merge, padded_as_trained
@@ -59,6 +59,6 @@ def run(config: MergeConfig) -> None:
         shape,
         probes,
         dtype=dtypes.get(config.precision) or stored_dtype(chain.base),
+        beside=beside_model(tokenizer, config.output, read_from=chain.text),
         force=config.force,
     )
-    tokenizer.save(config.output)

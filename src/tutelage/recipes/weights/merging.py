@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tutelage.checkpoint.aside import Beside
 from tutelage.checkpoint.by_block import logits_by_block
 from tutelage.checkpoint.hf import load_model, open_source, read_adapter, save_model
 from tutelage.checkpoint.note import read_note
@@ -34,34 +35,36 @@ def merge(
     probes: Sequence[Encoded],
     *,
     dtype: torch.dtype,
+    beside: Beside,
     force: bool = False,
 ) -> None:
     """Write the model with its adapters in it as an HF directory, sums in float32, rounded once to `dtype`.
 
     Compared on `probes`: the merged weights in float32 with the adapter beside its base, and the files with
-    both. Refused if the first two differ. `shape` is what config.json shall say. The adapter beside its base
-    is a whole model in float32; everything else is computed and written piece by piece.
+    both. Refused if the first two differ. `shape` is what config.json shall say, `beside` what comes with
+    the weights. The adapter beside its base is a whole model in float32; everything else is computed and
+    written piece by piece.
     """
     rounding = read_note(chain.adapters[-1]).rounding
     config, source = open_chain(chain, force=force)
     exact = _by_block(config, source, probes)
-    beside = load_model(
+    adapted = load_model(
         chain.base,
         dtype=lambda name: rounding.dtype if rounding and is_quantized(name) else torch.float32,
         adapters=chain.adapters[:-1],
         force=force,
         quantization=rounding and rounding.quantization,
     )
-    put_on_(beside, read_adapter(chain.adapters[-1], beside.config))
-    beside.eval()
-    error = _worst(exact, torch.cat([logits_of(beside, probe)[0] for probe in probes]))
+    put_on_(adapted, read_adapter(chain.adapters[-1], adapted.config))
+    adapted.eval()
+    error = _worst(exact, torch.cat([logits_of(adapted, probe)[0] for probe in probes]))
     given = given_by(shape)
     if not error <= TOLERANCE:
         raise RuntimeError(
             f"the merged weights give other {given} than the adapter does: they differ by {error:.3g}"
         )
-    del beside  # the memory of a model
-    save_model(source, replace(shape, tied=config.tied), directory, dtype=dtype)
+    del adapted  # the memory of a model
+    save_model(source, replace(shape, tied=config.tied), directory, dtype=dtype, beside=beside)
     rounded = _by_block(*open_source(directory), probes)
     if rounding:
         unquantized = _by_block(

@@ -57,16 +57,25 @@ def table_rows(path: Path, form: str) -> Iterator[Row]:
         raise UserError(
             f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x}; save it as UTF-8"
         ) from error
-    except (OSError, EOFError, ValueError, zlib.error) as error:  # pyarrow's errors are of these
+    except (OSError, EOFError, ValueError, ArithmeticError, zlib.error) as error:  # as pyarrow's are
         raise UserError(f"{path} cannot be read to its end: {error}") from error
 
 
-def arrow_rows(data: Any, start: int = 0) -> Iterator[Row]:
-    """The rows of a data set of the `datasets` library, from row `start` on, counted from 0."""
+def arrow_rows(data: Any, name: str) -> Iterator[Row]:
+    """The rows of a data set of the `datasets` library; one that is damaged is refused by its name."""
+    import pyarrow as pa
+
     plain = data.with_format("arrow")
-    for at in range(start, len(data), _BATCH):
-        for number, row in enumerate(plain[at : at + _BATCH].to_pylist(), start=at + 1):
-            yield number, lean(row)
+    try:
+        for at in range(0, len(data), _BATCH):
+            batch = plain[at : at + _BATCH]
+            batch.validate(full=True)  # a broken offset would be read from wherever it points
+            for number, row in enumerate(batch.to_pylist(), start=at + 1):
+                yield number, lean(row)
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, pa.ArrowException) as error:
+        raise UserError(f"{name} is damaged and cannot be read to its end: {error}") from error
 
 
 def written_out(path: Path, form: str, *, cache_dir: Path, log: Callable[[str], None]) -> Path:
@@ -157,6 +166,7 @@ def _parquet(path: Path) -> Iterator[Row]:
     number = 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(_BATCH):
+            batch.validate(full=True)
             for row in batch.to_pylist():
                 number += 1
                 yield number, lean(row)

@@ -75,6 +75,12 @@ def test_what_cannot_be_converted_is_named_or_counted(tmp_path):
     assert "is read; give another" in refused(
         run("data", "convert", path, "--output", path, "--overwrite", "--skip_bad_rows")
     )
+    written = (tmp_path / "b.jsonl").read_bytes()
+    path.write_text("{\n{\n")
+    told = refused(run(*words, "--skip_bad_rows", "--overwrite"))
+    assert "none of 2 rows can be used, so none is written" in told and f"{path}:1: not JSON" in told
+    assert (tmp_path / "b.jsonl").read_bytes() == written
+    path.write_text(good)
     assert "only a template makes texts of" in refused(
         run(*words, "--to", "text", "--skip_bad_rows", "--overwrite")
     )

@@ -31,6 +31,7 @@ _BATCH = 1000  # rows of parquet and of saved data sets held at a time
 _BLOCK = 1 << 20
 _SPOKEN = {"content", "value", "text"}  # keys of messages whose null is a fault and not an absence
 _NESTED = ("messages", "conversations", "prompt", "completion", "chosen", "rejected", "answers", "history")
+BAD_ROW = "\0"  # the key under which a row that cannot be read says why
 _CELLS = {"true": True, "false": False}
 Row = tuple[int, Any]  # its number, from 1, and the record
 

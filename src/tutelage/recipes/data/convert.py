@@ -70,6 +70,8 @@ def run(config: DataConvertConfig) -> None:
         faults.extend(rows.faults)
     if not config.skip_bad_rows:
         faults.refuse()
+    if not any(map(len, scanned)):
+        raise UserError(f"none of {faults.count:,} rows can be used, so none is written: {faults.named[0]}")
 
     def lines() -> Iterator[str]:
         for rows in scanned:

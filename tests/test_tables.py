@@ -139,6 +139,19 @@ def test_nulls_and_values_json_has_no_form_for_pass_through_parquet(tmp_path):
     assert next(load_rows(source, rows.offsets))[0]["content"] == "q"
 
 
+def test_bytes_of_a_table_are_the_text_they_spell_or_a_fault(tmp_path):
+    pq.write_table(pa.table({"text": ["é👋".encode(), b"\xff\xd8", b""]}), tmp_path / "a.parquet")
+    (source,) = parse_sources(find(tmp_path / "a.parquet", cache_dir=tmp_path))
+    rows = scan(source)
+    assert list(load_rows(source, rows.offsets)) == ["é👋"]
+    reason = "its text is bytes that are not UTF-8, not a string"
+    assert rows.faults.named == [f"{tmp_path}/a.parquet row 2: {reason}"]
+    spoken = [{"role": "user", "content": b"q"}, {"role": "assistant", "content": b"\xff"}]
+    pq.write_table(pa.Table.from_pylist([{"messages": spoken}]), tmp_path / "b.parquet")
+    message = refusal(rows_of, tmp_path / "b.parquet", cache=tmp_path)
+    assert "message 2 has a content that is bytes that are not UTF-8, not a string" in message
+
+
 def test_keys_that_other_messages_have_are_no_nulls_of_a_message(tmp_path):
     spoken = [{"role": "user", "content": "q", "name": "Jo"}, {"role": "assistant", "content": "a"}]
     pq.write_table(pa.Table.from_pylist([{"messages": spoken}]), tmp_path / "a.parquet")

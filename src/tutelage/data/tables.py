@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tutelage.errors import UserError
+from tutelage.text.messages import NO_TEXT
 
-FORMAT = 1  # of what is written out
+FORMAT = 2  # of what is written out
 LONGEST_LINE = 64 << 20  # bytes; longer is a file of another kind, and would not fit any row
 BUFFER = 1 << 17  # bytes read at a time; lines come five times as fast as from Python's own 8 KiB
 COMPRESSED = (".gz", ".zst")
@@ -32,6 +33,7 @@ _BLOCK = 1 << 20
 _SPOKEN = {"content", "value", "text"}  # keys of messages whose null is a fault and not an absence
 _NESTED = ("messages", "conversations", "prompt", "completion", "chosen", "rejected", "answers", "history")
 BAD_ROW = "\0"  # the key under which a row that cannot be read says why
+_LEAN = (list, dict, bytes)
 _CELLS = {"true": True, "false": False}
 Row = tuple[int, Any]  # its number, from 1, and the record
 
@@ -140,14 +142,24 @@ def as_json(row: Any) -> bytes:
 
 
 def lean(row: dict[str, Any]) -> dict[str, Any]:
-    """The row without the nulls that columns of structs have where a struct has no such key."""
-    return {key: _lean(value) if isinstance(value, (list, dict)) else value for key, value in row.items()}
+    """The row with bytes as texts, without the nulls of columns of structs where a struct has no such key."""
+    return {key: _lean(value) if isinstance(value, _LEAN) else value for key, value in row.items()}
 
 
 def _lean(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _lean(each) for key, each in value.items() if each is not None or key in _SPOKEN}
-    return [_lean(each) for each in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_lean(each) for each in value]
+    return _text(value) if isinstance(value, bytes) else value
+
+
+def _text(value: bytes) -> str | dict[str, int]:
+    """The text that bytes are; of others, such as an image, what whoever wants a text there will refuse."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {NO_TEXT: len(value)}
 
 
 def _spelled(value: Any) -> Any:
@@ -156,8 +168,6 @@ def _spelled(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, Decimal):
         return float(value)
-    if isinstance(value, bytes):
-        return f"<{len(value):,} bytes>"
     return str(value)
 
 

@@ -73,57 +73,6 @@ def test_what_changed_is_written_out_again(tmp_path):
         assert len(rows_of(path, cache=tmp_path)) == count
 
 
-def csv_of(tmp_path, content: bytes, name: str = "a.csv", **options) -> list:
-    (tmp_path / name).write_bytes(content)
-    return rows_of(tmp_path / name, cache=tmp_path / "cache", **options)
-
-
-def test_csv_has_quotes_line_ends_in_cells_and_any_delimiter(tmp_path):
-    content = '\ufeffinstruction,output\r\n"Say ""a, b""",c\r\n\r\n"two\nlines",d\r\n'.encode()
-    asked = [messages[0]["content"] for messages in csv_of(tmp_path, content)]
-    assert asked == ['Say "a, b"', "two\nlines"]
-    for delimiter, name in ((";", "b.csv"), ("\t", "c.tsv")):
-        (chat,) = csv_of(tmp_path, f"instruction{delimiter}output\nq,{delimiter}é".encode(), name)
-        assert [message["content"] for message in chat] == ["q,", "é"]
-
-
-def test_a_row_of_csv_is_named_by_the_line_it_begins_on(tmp_path):
-    content = b'instruction,output\n"two\nlines",d\n\n" ",x\nlast,y\n'
-    (tmp_path / "a.csv").write_bytes(content)
-    (source,) = parse_sources(find(tmp_path / "a.csv", cache_dir=tmp_path / "cache"))
-    rows = scan(source)
-    assert rows.faults.named == [f"{tmp_path}/a.csv:5: its instruction is blank, and it has no input"]
-    assert rows.lines.tolist() == [2, 6]
-
-
-def test_cells_of_csv_may_spell_lists_and_labels(tmp_path):
-    spelled = json.dumps(CHATS[0]).replace('"', '""')
-    (chat,) = csv_of(tmp_path, f'messages\n"{spelled}"'.encode())
-    assert chat == CHATS[0]
-    (tmp_path / "k.csv").write_text("prompt,completion,label\nq,a,True\nq,b,false\n")
-    sources = parse_sources(find(tmp_path / "k.csv", cache_dir=tmp_path / "cache"), ranked=True)
-    rows = scan(sources[0])
-    assert [row.ranks for row in load_rows(sources[0], rows.offsets)] == [[0], [1]] and not rows.faults.count
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            b"instruction,output\na,b,c\n",
-            ":2: 3 fields, and the header has 2; quote texts that hold a delimiter",
-        ),
-        (b"instruction,output\na,b\na\n", ":3: 1 fields, and the header has 2"),
-        (b'instruction,output\na,b\n"a"x,b\n', ":3: ',' expected after '\"'; quote texts in \""),
-        (b'instruction,output\na,"b\n', ":2: unexpected end of data"),
-        (b"output,output\na,b\n", ":1: two columns are called 'output'; give each its own name"),
-        (b"instruction,output\n\xe4,b\n", " is not UTF-8: byte 0xe4; save it as UTF-8"),
-    ],
-)
-def test_broken_csv_is_refused_with_its_line(tmp_path, content, message):
-    assert f"a.csv{message}" in refusal(csv_of, tmp_path, content)
-
-
 def test_nulls_and_values_json_has_no_form_for_pass_through_parquet(tmp_path):
     records = [
         {"instruction": "q", "input": None, "output": "a", "day": date(2024, 1, 2), "cost": Decimal("1.5")},
@@ -167,6 +116,16 @@ def test_keys_that_other_messages_have_are_no_nulls_of_a_message(tmp_path):
     [
         (b'[{"a": 1}, {"a": ', ": item 2 is not JSON, or cut off"),
         (b'[{"a": 1}, {"a": 2}', ": item 3 is not JSON, or cut off"),
+        (
+            b'[{"a": 1}]\n {"x": 1}',
+            """ goes on after the ] of its array, with '{"x": 1}'; give it one array, """
+            "or write one object a line in a .jsonl",
+        ),
+        (
+            b"[]" + b" " * (2 << 20) + b"[2]",
+            " goes on after the ] of its array, with '[2]'; give it one array, "
+            "or write one object a line in a .jsonl",
+        ),
         (b"7", " is neither a JSON array nor one object a line; write it as one of these"),
         (b"[" * 100_000, ": item 1 is too deeply nested"),
     ],

@@ -10,9 +10,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from tutelage.data.cache import DEFAULT_DIR
+from tutelage.data.opened import COMPRESSED, open_bytes
 from tutelage.data.saved import NO_SPLIT, is_data_set, written_rows
 from tutelage.data.shapes import SHAPES
-from tutelage.data.tables import COMPRESSED, TABLES, open_bytes, written_out
+from tutelage.data.tables import TABLES, written_out
 from tutelage.errors import UserError
 
 FORMS = {  # how a file may be read -> the suffixes that say so

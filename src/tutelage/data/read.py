@@ -14,10 +14,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tutelage.data.comparison import comparison_fault, read_comparison
+from tutelage.data.csv_rows import BAD_ROW
 from tutelage.data.faults import Faults
+from tutelage.data.opened import BUFFER, COMPRESSED, LONGEST_LINE, open_bytes
 from tutelage.data.shapes import Unfit, fault_of_text, keys_of, messages_of, prompt_of, renamed, shapes_of
 from tutelage.data.sources import BOM, Source
-from tutelage.data.tables import BUFFER, COMPRESSED, LONGEST_LINE, TABLES, as_json, open_bytes, table_rows
+from tutelage.data.tables import TABLES, as_json, table_rows
 from tutelage.errors import UserError
 from tutelage.text.messages import message_faults, with_tools
 
@@ -170,7 +172,7 @@ def checker(source: Source) -> Callable[[bytes], str | None]:
             return f"not JSON: {error.msg} at column {error.colno}"
         except (ValueError, RecursionError):
             return "not JSON we can read: too long a number, or too deeply nested"
-        return fault_of(record)
+        return str(record[BAD_ROW]) if isinstance(record, dict) and BAD_ROW in record else fault_of(record)
 
     return fault
 

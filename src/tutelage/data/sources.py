@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 from tutelage.data.compared_shapes import says_which_is_better
 from tutelage.data.comparison import MARKS
+from tutelage.data.csv_rows import BAD_ROW
+from tutelage.data.opened import LONGEST_LINE, open_bytes
 from tutelage.data.paths import DataPath, File, find_data
 from tutelage.data.shapes import CHAT_SHAPES, keys_of, renamed, shapes_of, text_key
-from tutelage.data.tables import BAD_ROW, LONGEST_LINE, TABLES, open_bytes, table_rows
+from tutelage.data.tables import TABLES, table_rows
 from tutelage.errors import UserError
 
 BOM = b"\xef\xbb\xbf"

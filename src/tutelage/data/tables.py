@@ -6,9 +6,7 @@ be read from any place. Line n of what is written is row n, so faults name rows;
 
 from __future__ import annotations
 
-import csv
 import errno
-import gzip
 import hashlib
 import io
 import json
@@ -20,38 +18,23 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tutelage.data.csv_rows import csv_rows
+from tutelage.data.opened import LONGEST_LINE, open_bytes
 from tutelage.errors import UserError
 from tutelage.text.messages import NO_TEXT
 
 FORMAT = 2  # of what is written out
-LONGEST_LINE = 64 << 20  # bytes; longer is a file of another kind, and would not fit any row
-BUFFER = 1 << 17  # bytes read at a time; lines come five times as fast as from Python's own 8 KiB
-COMPRESSED = (".gz", ".zst")
 TABLES = ("parquet", "csv", "json")
 _BATCH = 1000  # rows of parquet and of saved data sets held at a time
 _BLOCK = 1 << 20
 _SPOKEN = {"content", "value", "text"}  # keys of messages whose null is a fault and not an absence
-_NESTED = ("messages", "conversations", "prompt", "completion", "chosen", "rejected", "answers", "history")
-BAD_ROW = "\0"  # the key under which a row that cannot be read says why
 _LEAN = (list, dict, bytes)
-_CELLS = {"true": True, "false": False}
 Row = tuple[int, Any]  # its number, from 1, and the record
-
-
-def open_bytes(path: Path) -> BinaryIO:
-    """The file's bytes; of a compressed one (.gz, .zst), what was compressed."""
-    if path.name.lower().endswith(".gz"):
-        return gzip.open(path)  # type: ignore[return-value]
-    if path.name.lower().endswith(".zst"):
-        import pyarrow as pa
-
-        return io.BufferedReader(_Raw(pa.input_stream(str(path), compression="zstd")), _BLOCK)  # type: ignore
-    return path.open("rb", buffering=BUFFER)
 
 
 def table_rows(path: Path, form: str) -> Iterator[Row]:
     """The rows of a parquet, csv or json file in order; a file that cannot be read to its end is refused."""
-    readers = {"parquet": _parquet, "csv": _csv, "json": _json}
+    readers = {"parquet": _parquet, "csv": csv_rows, "json": _json}
     try:
         yield from readers[form](path)
     except UserError:  # a ValueError too
@@ -183,51 +166,6 @@ def _parquet(path: Path) -> Iterator[Row]:
                 yield number, lean(row)
 
 
-def _csv(path: Path) -> Iterator[Row]:
-    """Records under their header's names; a record's number is the line it begins on."""
-    csv.field_size_limit(LONGEST_LINE)
-    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as file:
-        first = file.readline(_BLOCK)
-        delimiter = max("\t,;", key=first.count)
-        header = next(csv.reader([first], delimiter=delimiter), [])
-        if doubled := {name for name in header if header.count(name) > 1}:
-            raise UserError(f"{path}:1: two columns are called {doubled.pop()!r}; give each its own name")
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        line = 2
-        while True:
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                raise UserError(
-                    f'{path}:{line}: {error}; quote texts in " and double each " in them'
-                ) from error
-            if cells is None:
-                return
-            if cells and len(cells) != len(header):
-                raise UserError(
-                    f"{path}:{line}: {len(cells)} fields, and the header has {len(header)}; quote texts "
-                    "that hold a delimiter or a line end"
-                )
-            if cells:
-                yield line, {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
-            line = reader.line_num + 2
-
-
-def _cell(name: str, cell: str) -> Any:
-    """A cell of CSV, which knows texts only: lists and labels are what they spell."""
-    if name in _NESTED and cell.startswith("["):
-        try:
-            return json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-    if name == "margin":
-        try:
-            return float(cell) if cell else None
-        except ValueError:
-            return cell
-    return _CELLS.get(cell.lower(), cell) if name == "label" else cell
-
-
 def _json(path: Path) -> Iterator[Row]:
     """The items of an array, however long it is."""
     decoder, number = json.JSONDecoder(), 0
@@ -239,6 +177,13 @@ def _json(path: Path) -> Iterator[Row]:
         while True:
             text = text.lstrip() if not number else text.lstrip(" \t\r\n,")
             if text.startswith("]"):
+                while not (rest := text[1:].lstrip()) and (text := file.read(_BLOCK)):
+                    text = f"]{text}"
+                if rest:
+                    raise UserError(
+                        f"{path} goes on after the ] of its array, with {rest[:20]!r}; give it one array, or "
+                        "write one object a line in a .jsonl"
+                    )
                 return
             try:
                 item, end = decoder.raw_decode(text)
@@ -253,22 +198,3 @@ def _json(path: Path) -> Iterator[Row]:
                 raise UserError(f"{path}: item {number + 1} is {what}") from error
             number, text = number + 1, text[end:]
             yield number, item
-
-
-class _Raw(io.RawIOBase):
-    """A stream of pyarrow as Python's own buffered reader wants it."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()

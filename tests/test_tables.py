@@ -221,3 +221,41 @@ def test_a_hundred_thousand_rows(tmp_path):
     assert len(rows) == count and not rows.faults.count
     (last,) = load_rows(source, rows.offsets[-1:])
     assert [message["content"] for message in last] == [f"q{count - 1}", "é"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{\n "data": [\n {"text": "a"}\n ]\n}',
+            "a.json is one object over several lines; give a file of the array",
+        ),
+        (
+            '{"data": [{"text": "a"}]}',
+            "a.json is one object; give the array under its 'data' as a file of its own",
+        ),
+    ],
+)
+def test_a_file_that_is_one_object_is_told_what_to_give(tmp_path, content, message):
+    (tmp_path / "a.json").write_text(content)
+    assert message in refusal(find, tmp_path / "a.json")
+    assert len(files_of(str(tmp_path / "a.json")).files) == 1  # which the builders read as it is
+
+
+def test_a_pattern_takes_files_and_says_which_it_cannot_read(tmp_path):
+    for name in ("b/x.jsonl", "c/y.jsonl", "top.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(lines())
+    (found,) = find(tmp_path / "*")
+    assert [file.path.name for file in found.files] == ["top.jsonl"]
+    (tmp_path / "README.md").write_text("hi")
+    told = refusal(find, tmp_path / "*")
+    assert told.startswith(
+        f"{tmp_path}/* fits {tmp_path}/README.md, whose name does not say how to read it; give"
+    )
+    assert f"such as {tmp_path}/*.jsonl" in told
+    (tmp_path / "top.jsonl").unlink()
+    (tmp_path / "README.md").unlink()
+    assert refusal(find, tmp_path / "*") == (
+        f"no file fits {tmp_path}/*, only folders, such as {tmp_path}/b; give one of them"
+    )

@@ -118,7 +118,7 @@ def _source(file: File, given: DataPath, number: int, ranked: bool, prompts: boo
     if len(shapes) > 1:
         raise UserError(
             f"the first record of {file.name} has the shapes {' and '.join(shapes)}; say which is meant with "
-            "--train_data_shapes"
+            f"{given.shapes_flag}"
         )
     if not shapes and prompts and record.get("prompt") is not None:
         shapes = ["prompt"]

@@ -101,6 +101,13 @@ def test_a_conversion_is_named_for_what_it_is_and_never_over_what_it_reads(tmp_p
     assert json.loads(gzip.decompress(out.read_bytes())) == {"messages": USER + ASSISTANT}
 
 
+def test_blank_replies_are_told_of(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"instruction": "q", "output": ""}\n{"instruction": "q", "output": "a"}\n')
+    ended = run("data", "convert", path, "--output", tmp_path / "b.jsonl")
+    assert "2 rows of the shape alpaca; 1 of them end with a blank reply" in ended.err and not ended.code
+
+
 def test_the_flag_for_shapes_is_called_by_its_name_there(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"instruction": "q", "output": "a", "messages": CHAT}))

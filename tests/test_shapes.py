@@ -4,8 +4,9 @@ import json
 import re
 
 import pytest
-from tiny_data import refusal
+from tiny_data import TEMPLATE, TOKENIZER, refusal
 
+from tutelage.data.dataset import encode_paths
 from tutelage.data.paths import find_data
 from tutelage.data.read import load_rows, scan
 from tutelage.data.sources import parse_sources, recognised
@@ -269,3 +270,26 @@ def test_only_the_first_hundred_rows_say_what_all_are(tmp_path):
     fields = ["question=instruction", "answer=output"]
     (source,) = sources(tmp_path, [{"answer": "x"}, {"question": "q", "answer": "x"}], fields=fields)
     assert (source.shape, source.first) == ("alpaca", 2)
+
+
+def test_blank_replies_are_counted_and_no_fault(tmp_path):
+    call = {"name": "look", "arguments": {}}
+    chats = [
+        [{"role": "user", "content": "q"}, {"role": "assistant", **said}]
+        for said in (
+            {"content": " "},
+            {"content": [{"type": "text", "text": ""}]},
+            {"content": "a"},
+            {"content": "", "tool_calls": [{"type": "function", "function": call}]},
+            {"content": "", "reasoning_content": "hm"},
+        )
+    ]
+    (source,) = sources(tmp_path, [{"messages": chat} for chat in chats])
+    rows = scan(source)
+    assert (len(rows), rows.silent, rows.faults.named) == (5, 2, [])
+    (source,) = sources(tmp_path, [ALPACA, ALPACA | {"output": ""}])
+    assert scan(source).silent == 1
+    said = []
+    settings = {"template": TEMPLATE, "tokenizer": TOKENIZER, "cache_dir": tmp_path / "c", "num_samples": ()}
+    encode_paths([source.path], log=said.append, **settings)
+    assert f"{source.path}: 1 rows end with a blank reply, of which only its end is learned" in said

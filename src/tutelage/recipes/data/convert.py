@@ -105,6 +105,8 @@ def run(config: DataConvertConfig) -> None:
     finally:
         aside.unlink(missing_ok=True)
     skipped = f"; {faults.count:,} bad ones left out, first {faults.named[0]}" if faults.count else ""
+    if silent := sum(rows.silent for rows in scanned):
+        skipped += f"; {silent:,} of them end with a blank reply"
     shapes = ", ".join(sorted({_named(source) for source in sources}))
     say(f"{sum(map(len, scanned)):,} rows of {shapes}{skipped}")
     print(config.output)

@@ -146,7 +146,7 @@ def files_of(
         odd = next(file for file in inside if not form_of(file))
         raise UserError(
             f"{path} fits {odd}, whose name does not say how to read it; give a narrower pattern, such as "
-            f"{path.with_name('*.jsonl')}, or {KNOWN.removeprefix('give ')}"
+            f"{path.with_name('*.jsonl')}, or say it for all with text:{rest} or another word"
         )
     if several and len(kinds) > 1:
         raise UserError(

@@ -29,6 +29,9 @@ def test_an_import_touches_nothing_but_its_own_files(tmp_path, capsys, tokenizer
     code, _, said = run(capsys, source, *words)
     assert code == 2 and "train.npy lies in" in said and "give another --output_dir" in said
     assert everything(tmp_path) == before
+    for name in ("meta.json.old", "shard-00000.json.old", "tokens.bin"):
+        (source.parent / name).write_text("mine")
+    before = everything(tmp_path)
     beside = memmap(tmp_path / "in" / "train.npy", 7, TOKENIZER.eos)
     assert run(capsys, beside, *words)[0] == 0
     assert before.items() <= everything(tmp_path).items()

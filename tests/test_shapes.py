@@ -268,7 +268,7 @@ def test_only_the_first_hundred_rows_say_what_all_are(tmp_path):
     (source,) = sources(tmp_path, [{"prompt": "x"}, ALPACA], prompts=True)
     assert (source.shape, source.first) == ("prompt", 1)
     fields = ["question=instruction", "answer=output"]
-    (source,) = sources(tmp_path, [{"answer": "x"}, {"question": "q", "answer": "x"}], fields=fields)
+    (source,) = sources(tmp_path, [{"text": "x"}, {"question": "q", "answer": "x"}], fields=fields)
     assert (source.shape, source.first) == ("alpaca", 2)
 
 

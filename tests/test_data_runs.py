@@ -1,6 +1,7 @@
 """Commands on data of other kinds: converted, renamed, mixed by weight, and read while training."""
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -75,9 +76,43 @@ def test_what_cannot_be_converted_is_named_or_counted(tmp_path):
     assert "is read; give another" in refused(
         run("data", "convert", path, "--output", path, "--overwrite", "--skip_bad_rows")
     )
+    written = (tmp_path / "b.jsonl").read_bytes()
+    path.write_text("{\n{\n")
+    told = refused(run(*words, "--skip_bad_rows", "--overwrite"))
+    assert "none of 2 rows can be used, so none is written" in told and f"{path}:1: not JSON" in told
+    assert (tmp_path / "b.jsonl").read_bytes() == written
+    path.write_text(good)
     assert "only a template makes texts of" in refused(
         run(*words, "--to", "text", "--skip_bad_rows", "--overwrite")
     )
+
+
+def test_a_conversion_is_named_for_what_it_is_and_never_over_what_it_reads(tmp_path):
+    path, out = tmp_path / "a.jsonl.gz", tmp_path / "b.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps({"prompt": "q", "completion": "a"}).encode()))
+    words = ["data", "convert", path, "--cache_dir", tmp_path / "c", "--overwrite", "--output"]
+    for name in ("b.parquet", "b.csv", "b.json", "b.jsonl.zst", "b"):
+        assert "ends in one of .jsonl, .ndjson, .jsonl.gz" in refused(run(*words, tmp_path / name))
+    before = path.read_bytes()
+    assert "would be written over, and is read" in refused(run(*words, path))
+    assert path.read_bytes() == before
+    ended = run(*words, out)
+    assert not ended.code, ended.err
+    assert json.loads(gzip.decompress(out.read_bytes())) == {"messages": USER + ASSISTANT}
+
+
+def test_blank_replies_are_told_of(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"instruction": "q", "output": ""}\n{"instruction": "q", "output": "a"}\n')
+    ended = run("data", "convert", path, "--output", tmp_path / "b.jsonl")
+    assert "2 rows of the shape alpaca; 1 rows end with a blank reply" in ended.err and not ended.code
+
+
+def test_the_flag_for_shapes_is_called_by_its_name_there(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"instruction": "q", "output": "a", "messages": CHAT}))
+    told = refused(run("data", "convert", path, "--output", tmp_path / "b.jsonl"))
+    assert told.strip().endswith("say which is meant with --input_shapes")
 
 
 def test_a_run_on_renamed_columns_of_csv_is_that_on_the_conversations(made, tmp_path):

@@ -25,6 +25,7 @@ FLOORS = {
     "model": 1,
     "config": 0,
     "allocation": 0,
+    "disk": 0,
     "dist": 0,
     "errors": 0,
     "settings": -1,  # what config is made of

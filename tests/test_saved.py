@@ -1,6 +1,8 @@
 """Data sets saved by the `datasets` library become JSON lines, once; the rest is refused in words."""
 
 import json
+import subprocess
+import sys
 
 import datasets
 import huggingface_hub
@@ -110,3 +112,60 @@ def test_a_saved_directory_needs_no_prefix_and_its_faults_name_its_rows(tmp_path
     (found,) = find_data([given], [], cache_dir=tmp_path, log=lambda _: None, flag="--train_data_splits")
     (source,) = parse_sources([found])
     assert scan(source).faults.named == [f"{given} row 4: messages is empty"]
+
+
+def damaged(directory, name, content):
+    datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk(str(directory))
+    place = directory / name
+    place.write_bytes(content if isinstance(content, bytes) else content(place.read_bytes()))
+
+
+DAMAGES = [
+    ("dataset_dict.json", b"{}"),
+    ("dataset_dict.json", b"[]"),
+    ("train/state.json", b"{}"),
+    ("train/state.json", b"[]"),
+    ("train/state.json", b"7"),
+    ("train/dataset_info.json", b"[]"),
+    ("train/dataset_info.json", b'{"features": 5}'),
+    ("train/dataset_info.json", b"{"),
+    ("train/data-00000-of-00001.arrow", lambda whole: whole[: len(whole) // 2]),
+    ("train/data-00000-of-00001.arrow", lambda whole: b""),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGES, ids=range(len(DAMAGES)))
+def test_a_damaged_data_set_is_refused_by_its_name(tmp_path, name, content):
+    damaged(tmp_path / "saved", name, content)
+    with pytest.raises(UserError, match="saved.* (is damaged|is not a data set that save_to_disk wrote)"):
+        files([f"local:{tmp_path / 'saved'}"], ["train"], tmp_path)
+    assert not list(tmp_path.glob("cache/*/*"))
+
+
+SCANNED = """
+import random, sys
+from pathlib import Path
+from tutelage.data.paths import find_data
+from tutelage.errors import UserError
+place, told = Path(sys.argv[1]), 0
+arrow = place / "data-00000-of-00001.arrow"
+whole = arrow.read_bytes()
+for at in range(len(whole) // 3, len(whole) - 2, 7):
+    (changed := bytearray(whole))[at : at + 2] = b"\\xff\\x7f" if at % 2 else b"\\0\\0"
+    arrow.write_bytes(changed)
+    try:
+        find_data([f"local:{place}"], [], cache_dir=place / str(at), log=lambda _: None, flag="--x_splits")
+    except UserError:
+        told += 1
+print(told)
+"""
+
+
+def test_bytes_that_are_wrong_end_in_no_crash(tmp_path):
+    """Run apart: what it guards against is a segmentation fault."""
+    datasets.Dataset.from_list(ROWS * 5).save_to_disk(str(tmp_path / "saved"))
+    ended = subprocess.run(
+        [sys.executable, "-c", SCANNED, tmp_path / "saved"], capture_output=True, text=True
+    )
+    assert not ended.returncode and int(ended.stdout.split()[-1]) > 10, ended.stderr[-2000:]
+    assert not list(tmp_path.rglob("*.partial"))

@@ -4,11 +4,12 @@ import json
 import re
 
 import pytest
-from tiny_data import refusal
+from tiny_data import TEMPLATE, TOKENIZER, refusal
 
+from tutelage.data.dataset import encode_paths
 from tutelage.data.paths import find_data
 from tutelage.data.read import load_rows, scan
-from tutelage.data.sources import parse_sources
+from tutelage.data.sources import parse_sources, recognised
 
 
 def sources(tmp_path, records, *, prompts=False, ranked=False, **options):
@@ -228,3 +229,67 @@ def test_what_a_record_has_besides_is_named(tmp_path):
 def test_prompts_alone_are_nothing_to_learn_from(tmp_path):
     assert faults(tmp_path, {"prompt": "q"})[0].startswith("a.jsonl:1: no messages; the object has 'prompt'")
     assert "prompts alone have no answers" in refusal(sources, tmp_path, [{"prompt": "q"}], shapes=["prompt"])
+
+
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+
+
+@pytest.mark.parametrize(
+    ("first", "rest", "reason"),
+    [
+        ({"instruction": "a", "output": None}, ALPACA, "its output is null"),
+        ("garbage", ALPACA, "not an object with messages"),
+        ({"text": None}, {"text": "abc"}, "its text is null, not a string"),
+        ({"prompt": "a", "completion": None}, {"prompt": "a", "completion": "b"}, "its completion is null"),
+        ({"messages": None}, {"messages": []}, "messages is null, not a list"),
+    ],
+    ids=range(5),
+)
+def test_a_bad_first_record_blames_no_other(tmp_path, first, rest, reason):
+    (source,) = sources(tmp_path, [first, *[rest] * 3])
+    rows = scan(source)
+    assert rows.faults.named[0] == f"{source.path}:1: {reason}"
+    assert rows.faults.count == (4 if rest == {"messages": []} else 1)
+
+
+def test_a_first_line_that_is_no_json_blames_no_other(tmp_path):
+    for good, kind in ((ALPACA, "jsonl"), (PAIR, "ranked")):
+        (tmp_path / "a.jsonl").write_text("{\n\n" + 3 * (json.dumps(good) + "\n"))
+        found = find_data([str(tmp_path / "a.jsonl")], [], log=lambda _: None, flag="--train_data_splits")
+        (source,) = recognised(found)
+        rows = scan(source)
+        assert (source.kind, len(rows), rows.faults.count) == (kind, 3, 1)
+        assert rows.faults.named[0].startswith(f"{tmp_path}/a.jsonl:1: not JSON")
+
+
+def test_only_the_first_hundred_rows_say_what_all_are(tmp_path):
+    (source,) = sources(tmp_path, [{"output": None}] * 100 + [ALPACA])
+    assert source.first == 0
+    (source,) = sources(tmp_path, [{"prompt": "x"}, ALPACA], prompts=True)
+    assert (source.shape, source.first) == ("prompt", 1)
+    fields = ["question=instruction", "answer=output"]
+    (source,) = sources(tmp_path, [{"text": "x"}, {"question": "q", "answer": "x"}], fields=fields)
+    assert (source.shape, source.first) == ("alpaca", 2)
+
+
+def test_blank_replies_are_counted_and_no_fault(tmp_path):
+    call = {"name": "look", "arguments": {}}
+    chats = [
+        [{"role": "user", "content": "q"}, {"role": "assistant", **said}]
+        for said in (
+            {"content": " "},
+            {"content": [{"type": "text", "text": ""}]},
+            {"content": "a"},
+            {"content": "", "tool_calls": [{"type": "function", "function": call}]},
+            {"content": "", "reasoning_content": "hm"},
+        )
+    ]
+    (source,) = sources(tmp_path, [{"messages": chat} for chat in chats])
+    rows = scan(source)
+    assert (len(rows), rows.silent, rows.faults.named) == (5, 2, [])
+    (source,) = sources(tmp_path, [ALPACA, ALPACA | {"output": ""}])
+    assert scan(source).silent == 1
+    said = []
+    settings = {"template": TEMPLATE, "tokenizer": TOKENIZER, "cache_dir": tmp_path / "c", "num_samples": ()}
+    encode_paths([source.path], log=said.append, **settings)
+    assert f"{source.path}: 1 rows end with a blank reply, of which only its end is learned" in said

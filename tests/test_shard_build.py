@@ -135,6 +135,24 @@ def test_a_directory_of_another_build_is_refused_unless_it_is_to_be_overwritten(
     assert len(documents(tmp_path / "out" / "train")) == 5
 
 
+def test_overwriting_removes_shards_and_nothing_else(tmp_path):
+    text = text_file(tmp_path / "a.txt", texts(5))
+    built(tmp_path / "out", text, val_percent=30)
+    inside = text_file(tmp_path / "out" / "train" / "shard-of.txt", texts(3))
+    before = files(tmp_path)
+    told = refusal(built, tmp_path / "out", inside, overwrite=True)
+    assert "shard-of.txt lies in" in told and "give another --output_dir" in told
+    assert files(tmp_path) == before
+    (tmp_path / "out" / "train" / ".shard-00000.json.7.partial").write_text("of a kill")
+    built(tmp_path / "out", text, overwrite=True)
+    left = {path.name for path in (tmp_path / "out" / "train").iterdir()}
+    assert left == {"meta.json", "shard-of.txt", *(f"shard-00000{end}" for end in ENDS)}
+    assert not (tmp_path / "out" / "val").exists()
+
+
+ENDS = (".json", ".tokens.bin", ".offsets.bin")
+
+
 def test_a_text_without_any_token_is_no_document(tmp_path):
     """A character vocabulary without an end token, in a text with a line of unknown characters alone."""
     vocabulary = json.loads(TOKENIZER.source)

@@ -73,57 +73,6 @@ def test_what_changed_is_written_out_again(tmp_path):
         assert len(rows_of(path, cache=tmp_path)) == count
 
 
-def csv_of(tmp_path, content: bytes, name: str = "a.csv", **options) -> list:
-    (tmp_path / name).write_bytes(content)
-    return rows_of(tmp_path / name, cache=tmp_path / "cache", **options)
-
-
-def test_csv_has_quotes_line_ends_in_cells_and_any_delimiter(tmp_path):
-    content = '\ufeffinstruction,output\r\n"Say ""a, b""",c\r\n\r\n"two\nlines",d\r\n'.encode()
-    asked = [messages[0]["content"] for messages in csv_of(tmp_path, content)]
-    assert asked == ['Say "a, b"', "two\nlines"]
-    for delimiter, name in ((";", "b.csv"), ("\t", "c.tsv")):
-        (chat,) = csv_of(tmp_path, f"instruction{delimiter}output\nq,{delimiter}é".encode(), name)
-        assert [message["content"] for message in chat] == ["q,", "é"]
-
-
-def test_a_row_of_csv_is_named_by_the_line_it_begins_on(tmp_path):
-    content = b'instruction,output\n"two\nlines",d\n\n" ",x\nlast,y\n'
-    (tmp_path / "a.csv").write_bytes(content)
-    (source,) = parse_sources(find(tmp_path / "a.csv", cache_dir=tmp_path / "cache"))
-    rows = scan(source)
-    assert rows.faults.named == [f"{tmp_path}/a.csv:5: its instruction is blank, and it has no input"]
-    assert rows.lines.tolist() == [2, 6]
-
-
-def test_cells_of_csv_may_spell_lists_and_labels(tmp_path):
-    spelled = json.dumps(CHATS[0]).replace('"', '""')
-    (chat,) = csv_of(tmp_path, f'messages\n"{spelled}"'.encode())
-    assert chat == CHATS[0]
-    (tmp_path / "k.csv").write_text("prompt,completion,label\nq,a,True\nq,b,false\n")
-    sources = parse_sources(find(tmp_path / "k.csv", cache_dir=tmp_path / "cache"), ranked=True)
-    rows = scan(sources[0])
-    assert [row.ranks for row in load_rows(sources[0], rows.offsets)] == [[0], [1]] and not rows.faults.count
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            b"instruction,output\na,b,c\n",
-            ":2: 3 fields, and the header has 2; quote texts that hold a delimiter",
-        ),
-        (b"instruction,output\na,b\na\n", ":3: 1 fields, and the header has 2"),
-        (b'instruction,output\na,b\n"a"x,b\n', ":3: ',' expected after '\"'; quote texts in \""),
-        (b'instruction,output\na,"b\n', ":2: unexpected end of data"),
-        (b"output,output\na,b\n", ":1: two columns are called 'output'; give each its own name"),
-        (b"instruction,output\n\xe4,b\n", " is not UTF-8: byte 0xe4; save it as UTF-8"),
-    ],
-)
-def test_broken_csv_is_refused_with_its_line(tmp_path, content, message):
-    assert f"a.csv{message}" in refusal(csv_of, tmp_path, content)
-
-
 def test_nulls_and_values_json_has_no_form_for_pass_through_parquet(tmp_path):
     records = [
         {"instruction": "q", "input": None, "output": "a", "day": date(2024, 1, 2), "cost": Decimal("1.5")},
@@ -137,6 +86,19 @@ def test_nulls_and_values_json_has_no_form_for_pass_through_parquet(tmp_path):
     rows = scan(source)
     assert rows.faults.named == [f"{tmp_path}/a.parquet row 2: its output is null"]
     assert next(load_rows(source, rows.offsets))[0]["content"] == "q"
+
+
+def test_bytes_of_a_table_are_the_text_they_spell_or_a_fault(tmp_path):
+    pq.write_table(pa.table({"text": ["é👋".encode(), b"\xff\xd8", b""]}), tmp_path / "a.parquet")
+    (source,) = parse_sources(find(tmp_path / "a.parquet", cache_dir=tmp_path))
+    rows = scan(source)
+    assert list(load_rows(source, rows.offsets)) == ["é👋"]
+    reason = "its text is bytes that are not UTF-8, not a string"
+    assert rows.faults.named == [f"{tmp_path}/a.parquet row 2: {reason}"]
+    spoken = [{"role": "user", "content": b"q"}, {"role": "assistant", "content": b"\xff"}]
+    pq.write_table(pa.Table.from_pylist([{"messages": spoken}]), tmp_path / "b.parquet")
+    message = refusal(rows_of, tmp_path / "b.parquet", cache=tmp_path)
+    assert "message 2 has a content that is bytes that are not UTF-8, not a string" in message
 
 
 def test_keys_that_other_messages_have_are_no_nulls_of_a_message(tmp_path):
@@ -154,6 +116,16 @@ def test_keys_that_other_messages_have_are_no_nulls_of_a_message(tmp_path):
     [
         (b'[{"a": 1}, {"a": ', ": item 2 is not JSON, or cut off"),
         (b'[{"a": 1}, {"a": 2}', ": item 3 is not JSON, or cut off"),
+        (
+            b'[{"a": 1}]\n {"x": 1}',
+            """ goes on after the ] of its array, with '{"x": 1}'; give it one array, """
+            "or write one object a line in a .jsonl",
+        ),
+        (
+            b"[]" + b" " * (2 << 20) + b"[2]",
+            " goes on after the ] of its array, with '[2]'; give it one array, "
+            "or write one object a line in a .jsonl",
+        ),
         (b"7", " is neither a JSON array nor one object a line; write it as one of these"),
         (b"[" * 100_000, ": item 1 is too deeply nested"),
     ],
@@ -249,3 +221,41 @@ def test_a_hundred_thousand_rows(tmp_path):
     assert len(rows) == count and not rows.faults.count
     (last,) = load_rows(source, rows.offsets[-1:])
     assert [message["content"] for message in last] == [f"q{count - 1}", "é"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{\n "data": [\n {"text": "a"}\n ]\n}',
+            "a.json is one object over several lines; give a file of the array",
+        ),
+        (
+            '{"data": [{"text": "a"}]}',
+            "a.json is one object; give the array under its 'data' as a file of its own",
+        ),
+    ],
+)
+def test_a_file_that_is_one_object_is_told_what_to_give(tmp_path, content, message):
+    (tmp_path / "a.json").write_text(content)
+    assert message in refusal(find, tmp_path / "a.json")
+    assert len(files_of(str(tmp_path / "a.json")).files) == 1  # which the builders read as it is
+
+
+def test_a_pattern_takes_files_and_says_which_it_cannot_read(tmp_path):
+    for name in ("b/x.jsonl", "c/y.jsonl", "top.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(lines())
+    (found,) = find(tmp_path / "*")
+    assert [file.path.name for file in found.files] == ["top.jsonl"]
+    (tmp_path / "README.md").write_text("hi")
+    told = refusal(find, tmp_path / "*")
+    assert told.startswith(
+        f"{tmp_path}/* fits {tmp_path}/README.md, whose name does not say how to read it; give"
+    )
+    assert f"such as {tmp_path}/*.jsonl" in told
+    (tmp_path / "top.jsonl").unlink()
+    (tmp_path / "README.md").unlink()
+    assert refusal(find, tmp_path / "*") == (
+        f"no file fits {tmp_path}/*, only folders, such as {tmp_path}/b; give one of them"
+    )

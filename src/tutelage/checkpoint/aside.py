@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tutelage.disk import sync
 from tutelage.errors import UserError, no_room
 
 
@@ -54,15 +55,6 @@ def _move_in(aside: Path, directory: Path, last: str, old: Sequence[str]) -> Non
     sync(directory)
     os.replace(aside / last, directory / last)
     sync(directory)
-
-
-def sync(path: Path) -> None:
-    """Return when a file, or what a directory lists, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 FORMAT = 2
 FILE_SHIFT = 44  # bits of a line's number; above them is which of its path's files it is in
 DEFAULT_DIR = Path("~/.cache/tutelage")
-_ARRAYS = {"tokens": "<u4", "weights": "<f4", "roles": "u1"}  # a value a token
-_ARRAYS |= {"lines": "<i8", "lengths": "<i8", "ranks": "u1", "scores": "<f4"}  # a value a document
+ARRAYS = {"tokens": "<u4", "weights": "<f4", "roles": "u1"}  # a value a token
+ARRAYS |= {"lines": "<i8", "lengths": "<i8", "ranks": "u1", "scores": "<f4"}  # a value a document
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ def open_shard(directory: Path, kind: str) -> Shard | None:
     """The shard at this place, or None if there is none or it is damaged."""
     try:
         meta = json.loads((directory / "meta.json").read_text())
-        arrays = {name: _map(directory / f"{name}.bin", dtype) for name, dtype in _ARRAYS.items()}
+        arrays = {name: _map(directory / f"{name}.bin", dtype) for name, dtype in ARRAYS.items()}
         if meta["checksums"] != {name: zlib.crc32(array.data) for name, array in arrays.items()}:
             return None
         faults = Faults(**meta["faults"])
@@ -98,12 +98,12 @@ def write_shard(directory: Path, chunks: Iterable[Chunk], faults: Faults, *, ski
 
 
 def _write_arrays(aside: Path, chunks: Iterable[Chunk], faults: Faults) -> dict[str, int]:
-    checksums = dict.fromkeys(_ARRAYS, 0)
-    files = {name: (aside / f"{name}.bin").open("wb") for name in _ARRAYS}
+    checksums = dict.fromkeys(ARRAYS, 0)
+    files = {name: (aside / f"{name}.bin").open("wb") for name in ARRAYS}
     try:
         for chunk in chunks:
             faults.extend(chunk.faults)
-            for name, dtype in _ARRAYS.items():
+            for name, dtype in ARRAYS.items():
                 data = getattr(chunk, name).astype(dtype, copy=False).tobytes()
                 checksums[name] = zlib.crc32(data, checksums[name])
                 files[name].write(data)

@@ -124,6 +124,8 @@ def encode_paths(
             found.extend(rows.faults)
         found.refuse()  # everything that is wrong, before anything is encoded
     for at, parts in missing.items():
+        if silent := sum(rows.silent for rows in parts):
+            log(f"{paths[at]}: {silent:,} rows end with a blank reply, of which only its end is learned")
         parts = sample_together(parts, amounts[at], str(paths[at]), flag)
         log(f"encoding {sum(map(len, parts)):,} rows of {paths[at]}")
         shards[at] = _encode(parts, places[at], encoder, skip_bad_rows, workers, progress or _every(10, log))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tutelage.data.cache import Shard, open_shard, write_shard
+from tutelage.data.cache import ARRAYS, Shard, open_shard, write_shard
 from tutelage.data.comparison import MOST_ANSWERS, UNKNOWN
 from tutelage.data.encode import Chunk
 from tutelage.data.faults import Faults
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 META = "encoded.json"
+FILES = re.compile(rf"{META}|rows/(meta\.json|({'|'.join(ARRAYS)})\.bin)")
 _CHUNK = 1024  # records written at a time
 
 
@@ -70,12 +71,9 @@ def fault_of(record: Answered) -> str | None:
 def write_encoded(
     directory: Path, records: Iterable[Answered], faults: Faults, *, ranked: bool, source: str, skip: bool
 ) -> Counts:
-    """Write a directory of such records. Those with a fault join `faults` and, unless `skip`, end it."""
+    """Fill a new directory with such records. Those with a fault join `faults` and, unless `skip`, end it."""
     counts = Counts(faults=faults)
     arrays = directory / "rows"
-    (directory / META).unlink(missing_ok=True)
-    for old in (arrays, *directory.glob(f"{arrays.name}.*.partial")):  # and of imports that were killed
-        shutil.rmtree(old, ignore_errors=True)
     write_shard(arrays, _chunks(records, counts, Path(source)), faults, skip=skip)
     if not counts.documents:
         raise UserError(f"{source} has no record that can be learned from")
@@ -88,9 +86,7 @@ def write_encoded(
         "least_vocabulary": counts.largest + 1,
         "fingerprint": hashlib.sha256((arrays / "meta.json").read_bytes()).hexdigest()[:32],
     }
-    aside = directory / f".{META}"
-    aside.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    aside.replace(directory / META)
+    (directory / META).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return counts
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,14 +45,12 @@ def import_memmap(
     tokenizer_name: str,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """Write the tokens of a file as shards that pretraining reads; returns what meta.json says.
+    """Write the tokens of a file as shards that pretraining reads, into a new folder; returns its meta.json.
 
     `meta` is what lies beside it. Refuses tokens that the tokenizer does not have. `progress` is told bytes
     read and bytes there are.
     """
     tokens = _tokens(path, meta, tokenizer)
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
     dtype, shards, done = token_dtype(tokenizer.size), [], 0
     for number, block in enumerate(_blocks(tokens, tokenizer.eos)):
         largest = int(block.max())
@@ -85,9 +82,7 @@ def import_memmap(
     }
     digest = hashlib.sha256(json.dumps([tokenizer.fingerprint, shards]).encode()).hexdigest()[:32]
     made = {"format": FORMAT, "fingerprint": digest, **facts, "shards": shards}
-    aside = directory / ".meta.json"
-    aside.write_text(json.dumps(made, indent=1), encoding="utf-8")
-    aside.replace(directory / "meta.json")
+    (directory / "meta.json").write_text(json.dumps(made, indent=1), encoding="utf-8")
     return made
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import glob
+import json
 import re
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
 from tutelage.data.cache import DEFAULT_DIR
+from tutelage.data.opened import COMPRESSED, LONGEST_LINE, open_bytes
 from tutelage.data.saved import NO_SPLIT, is_data_set, written_rows
 from tutelage.data.shapes import SHAPES
-from tutelage.data.tables import COMPRESSED, TABLES, open_bytes, written_out
+from tutelage.data.tables import TABLES, written_out
 from tutelage.errors import UserError
 
 FORMS = {  # how a file may be read -> the suffixes that say so
@@ -31,6 +35,7 @@ KNOWN = (
 )
 _SPLIT = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=[-_./\d]|$)", re.IGNORECASE)
 _SAME = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
+_HOLD_ROWS = ("data", "rows", "train", "examples")  # keys under which files that are one object have them
 _OWN_FILES = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # no data
 
 
@@ -57,6 +62,7 @@ class DataPath:
     files: tuple[File, ...]
     shape: str | None = None  # of its records; None: to be recognised
     fields: tuple[tuple[str, str], ...] = ()  # other names for keys of its records
+    shapes_flag: str = "--train_data_shapes"  # which says its shape
 
     def __str__(self) -> str:
         return self.given
@@ -78,11 +84,11 @@ def find_data(
     `splits` and `shapes` say one thing of each path, `-` where there is nothing to say; `flag` is the flag
     that the splits come from. `fields` are `OLD=NEW` names of keys.
     """
-    named = one_each(splits, paths, flag)
-    said = one_each(shapes, paths, flag.replace("splits", "shapes"))
+    shapes_flag = flag.replace("splits", "shapes")
+    named, said = one_each(splits, paths, flag), one_each(shapes, paths, shapes_flag)
     for shape in said:
         if shape not in (*SHAPES, NO_SPLIT):
-            raise UserError(f"{flag.replace('splits', 'shapes')}: {shape} is none of {', '.join(SHAPES)}")
+            raise UserError(f"{shapes_flag}: {shape} is none of {', '.join(SHAPES)}")
     names, place = field_names(fields), (cache_dir or DEFAULT_DIR).expanduser()
     found = []
     for given, split, shape in zip(paths, named, said, strict=True):
@@ -91,10 +97,13 @@ def find_data(
             data = DataPath(given, (File(written, "jsonl", given, True),))
         else:
             data = files_of(given, split, flag)
+            for file in data.files:
+                _refuse_object(file)
             if not streaming:
                 lines = (_as_lines(file, place, log) for file in data.files)
                 data = replace(data, files=tuple(lines))
-        found.append(replace(data, shape=None if shape == NO_SPLIT else shape, fields=names))
+        shape = None if shape == NO_SPLIT else shape
+        found.append(replace(data, shape=shape, fields=names, shapes_flag=shapes_flag))
     return found
 
 
@@ -123,23 +132,37 @@ def files_of(
     if path.is_dir():
         inside = sorted(file for file in path.rglob("*") if file.is_file() and _is_data(file, path))
     else:
-        inside = sorted(map(Path, glob.glob(str(path), recursive=True))) if several else [path]
+        inside = _fitting(path) if several else [path]
     if path.is_dir():
         wanted = (form,) if form else forms
         inside = [file for file in inside if form_of(file) in wanted or form == "document"]
         if not inside:
             ends = ", ".join(suffix for each in wanted for suffix in FORMS[each])
             raise UserError(f"{path} holds no file that ends in {ends}")
-    elif not inside:
-        raise UserError(f"no file fits {path}")
     if several:
         inside = _of_split(inside, path, split, flag)
     kinds = {form or form_of(file) for file in inside}
+    if several and "" in kinds:
+        odd = next(file for file in inside if not form_of(file))
+        raise UserError(
+            f"{path} fits {odd}, whose name does not say how to read it; give a narrower pattern, such as "
+            f"{path.with_name('*.jsonl')}, or say it for all with text:{rest} or another word"
+        )
     if several and len(kinds) > 1:
         raise UserError(
             f"{path} has files of several kinds; give {' or '.join(f'{k}:{rest}' for k in sorted(kinds))}"
         )
     return DataPath(given, tuple(_checked(file, form, given) for file in inside))
+
+
+def _fitting(pattern: Path) -> list[Path]:
+    """The files that a pattern fits, in order."""
+    fitting = sorted(map(Path, glob.glob(str(pattern), recursive=True)))
+    files = [place for place in fitting if place.is_file()]
+    if not files:
+        folders = f", only folders, such as {fitting[0]}; give one of them" if fitting else ""
+        raise UserError(f"no file fits {pattern}{folders}")
+    return files
 
 
 def form_of(path: Path) -> str:
@@ -216,7 +239,7 @@ def _checked(path: Path, form: str, given: str) -> File:
     for magic, (what, suits) in MAGICS.items():
         if start.startswith(magic) and form != suits and not path.name.lower().endswith(suits):
             raise UserError(f"{path} is {what}")
-    if form == "json" and _is_lines_of_json(path):
+    if form == "json" and _begin(path, 1 << 12).startswith(b"{"):
         form = "jsonl"
     return File(path, form, str(path))
 
@@ -231,13 +254,31 @@ MAGICS = {  # first bytes -> what the file is, and the form or suffix under whic
 }
 
 
-def _is_lines_of_json(path: Path) -> bool:
-    """Whether a .json file begins with an object, as files of one object a line do."""
-    try:
-        with open_bytes(path) as file:
-            return file.read(1 << 12).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-    except (OSError, EOFError, ValueError):
-        return False  # which reading names
+def _begin(path: Path, longest: int) -> bytes:
+    """The first two lines of a file that are not blank, if they are not longer; b"" if it cannot be read."""
+    with suppress(OSError, EOFError, ValueError), open_bytes(path) as file:  # which reading names
+        lines = (line.strip() for line in iter(lambda: file.readline(longest), b""))
+        return b"\n".join(islice(filter(None, lines), 2)).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return b""
+
+
+def _refuse_object(file: File) -> None:
+    """Refuse a .json file that is one object, and neither an array nor one object a line, as many are."""
+    if file.form != "jsonl" or form_of(file.path) != "json":
+        return
+    first, _, second = _begin(file.path, LONGEST_LINE).partition(b"\n")
+    if second and not first.endswith(b"}") and not second.startswith(b"{"):
+        raise UserError(
+            f"{file.name} is one object over several lines; give a file of the array that is in it, or "
+            "write one object a line"
+        )
+    held = []
+    with suppress(ValueError, RecursionError, AttributeError):
+        held = [] if second else [key for key in _HOLD_ROWS if isinstance(json.loads(first).get(key), list)]
+    if held:
+        raise UserError(
+            f"{file.name} is one object; give the array under its {held[0]!r} as a file of its own"
+        )
 
 
 def _as_lines(file: File, cache_dir: Path, log: Callable[[str], None]) -> File:

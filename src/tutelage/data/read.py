@@ -14,10 +14,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tutelage.data.comparison import comparison_fault, read_comparison
+from tutelage.data.csv_rows import BAD_ROW
 from tutelage.data.faults import Faults
+from tutelage.data.opened import BUFFER, COMPRESSED, LONGEST_LINE, open_bytes
 from tutelage.data.shapes import Unfit, fault_of_text, keys_of, messages_of, prompt_of, renamed, shapes_of
 from tutelage.data.sources import BOM, Source
-from tutelage.data.tables import BUFFER, COMPRESSED, LONGEST_LINE, TABLES, as_json, open_bytes, table_rows
+from tutelage.data.tables import TABLES, as_json, table_rows
 from tutelage.errors import UserError
 from tutelage.text.messages import message_faults, with_tools
 
@@ -33,6 +35,7 @@ class Rows:
     lines: np.ndarray  # int64
     offsets: np.ndarray  # int64
     faults: Faults
+    silent: int = 0  # conversations whose last reply is blank: no fault, as a model may learn to say nothing
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -61,7 +64,13 @@ def sample_together(
 
 def scan(source: Source) -> Rows:
     """Read a file once and say where its good rows are and which are bad. Blank texts are no rows."""
-    lines, offsets, faults, fault_of = [], [], Faults(), checker(source)
+    lines, offsets, faults, silent = [], [], Faults(), 0
+
+    def hear(messages: Any) -> None:
+        nonlocal silent
+        silent += _ends_blank(messages[-1])
+
+    fault_of = checker(source, hear)
     with source.path.open("rb", buffering=BUFFER) as file:
         for line, offset, raw in _raw_whole(file) if source.unit == "file" else _raw_lines(file):
             reason = fault_of(raw)
@@ -75,7 +84,15 @@ def scan(source: Source) -> Rows:
     if not lines and not faults.count:
         name = source.name or source.path
         raise UserError(f"{name} has no rows: the file is empty or has only blank lines")
-    return Rows(source, np.array(lines, np.int64), np.array(offsets, np.int64), faults)
+    return Rows(source, np.array(lines, np.int64), np.array(offsets, np.int64), faults, silent)
+
+
+def _ends_blank(message: dict[str, Any]) -> bool:
+    """Whether a message without a fault is the assistant's and says nothing."""
+    content = message.get("content") or ""
+    text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+    said = text.strip() or message.get("tool_calls") or message.get("reasoning_content")
+    return message["role"] == "assistant" and not said
 
 
 def load_rows(source: Source, offsets: Sequence[int] | np.ndarray) -> Iterator[Any]:
@@ -148,12 +165,16 @@ def _raw_whole(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
         yield 1, start, raw[start:]
 
 
-def checker(source: Source) -> Callable[[bytes], str | None]:
-    """What says what is wrong with a row, in a few words, or None; `NO_ROW` where its text is blank."""
+def checker(
+    source: Source, hear: Callable[[Any], None] = lambda messages: None
+) -> Callable[[bytes], str | None]:
+    """What says what is wrong with a row, in a few words, or None; `NO_ROW` where its text is blank.
+
+    `hear` is given the messages of conversations that have no fault."""
     place = "byte" if source.unit == "file" else "column"
     remedy = "; split it up, or read it a line at a time with text:" if source.unit == "file" else ""
     plain = source.kind == "text" and source.unit != "record"
-    fault_of = _checker_of_records(source)
+    fault_of = _checker_of_records(source, hear)
 
     def fault(raw: bytes) -> str | None:
         if len(raw) > LONGEST_LINE:
@@ -170,16 +191,22 @@ def checker(source: Source) -> Callable[[bytes], str | None]:
             return f"not JSON: {error.msg} at column {error.colno}"
         except (ValueError, RecursionError):
             return "not JSON we can read: too long a number, or too deeply nested"
-        return fault_of(record)
+        return str(record[BAD_ROW]) if isinstance(record, dict) and BAD_ROW in record else fault_of(record)
 
     return fault
 
 
-def _checker_of_records(source: Source) -> Callable[[Any], str | None]:
+def _checker_of_records(source: Source, hear: Callable[[Any], None]) -> Callable[[Any], str | None]:
     """`_checker` of what is JSON."""
 
     def ranked(record: Any) -> str | None:
         return comparison_fault(renamed(record, source.fields))
+
+    def heard(messages: Any) -> str | None:
+        fault = message_faults(messages, answered=source.kind != "prompt")
+        if fault is None and source.kind == "jsonl":
+            hear(messages)
+        return fault
 
     def spoken(record: Any) -> str | None:
         if not isinstance(record, dict):
@@ -188,7 +215,7 @@ def _checker_of_records(source: Source) -> Callable[[Any], str | None]:
             messages = _spoken(source, record)
         except Unfit as unfit:
             return f"{unfit}{_other_shape(source, record)}"
-        return message_faults(messages, answered=source.kind != "prompt")
+        return heard(messages)
 
     def text(record: Any) -> str | None:
         if not isinstance(record, dict):
@@ -200,7 +227,7 @@ def _checker_of_records(source: Source) -> Callable[[Any], str | None]:
 
     def messages(record: Any) -> str | None:  # what most data is, so without a detour
         if isinstance(record, dict) and "messages" in record:
-            return message_faults(with_tools(record["messages"], record.get("tools")))
+            return heard(with_tools(record["messages"], record.get("tools")))
         return spoken(record)
 
     if source.kind == "jsonl" and source.shape == "messages" and not source.fields:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.tables import arrow_rows, write_once, write_rows
+from tutelage.data.tables import FORMAT, arrow_rows, write_once, write_rows
 from tutelage.errors import UserError
 
 NO_SPLIT = "-"  # the word for a path that has none, where others do
@@ -21,10 +21,10 @@ def is_data_set(path: str) -> bool:
 def written_rows(path: str, split: str, cache_dir: Path, log: Callable[[str], None], flag: str) -> Path:
     """The rows of a data set as JSON lines in the cache; `flag` is the flag that the split came from."""
     data = load(path if path.startswith("local:") or is_hub_id(path) else f"local:{path}", split, flag)
-    name = re.sub(r"\W+", "-", path).strip("-")
+    name = re.sub(r"\W+", "-", f"{path}-{data._fingerprint}").strip("-")
     return write_once(
-        place := cache_dir / "datasets" / f"{name}-{data._fingerprint}.jsonl",
-        lambda file: write_rows(arrow_rows(data), file),
+        place := cache_dir / "datasets" / f"{name}-{FORMAT}.jsonl",
+        lambda file: write_rows(arrow_rows(data, path), file),
         lambda: log(f"{path}: writing {len(data):,} rows to {place}"),
     )
 
@@ -53,11 +53,16 @@ def load(path: str, split: str, flag: str) -> Any:
 
 def _saved(directory: Path) -> Any:
     from datasets import load_from_disk
+    from pyarrow import ArrowException
 
     try:
         return load_from_disk(str(directory.expanduser()))
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"{directory} is not a data set that save_to_disk wrote: {error}") from error
+    except (OSError, LookupError, TypeError, AttributeError, ArrowException) as error:  # of JSON that is else
+        raise UserError(
+            f"{directory} is damaged, one of its files is not as save_to_disk wrote it: {error}"
+        ) from error
 
 
 def _from_hub(name: str, split: str, flag: str) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tutelage.data.aside import SHARD_FILES, refuse_within, remove_files
 from tutelage.data.encode import Encoder
 from tutelage.data.faults import FAULTS_NAMED, Faults
 from tutelage.data.processes import in_processes
@@ -85,6 +85,8 @@ def build(
     `progress` is told the bytes read and the bytes there are. Raises UserError for bad rows, unless skipped,
     and for a directory with shards of other sources or settings, unless they are to be overwritten.
     """
+    for split in SPLITS:
+        refuse_within(directory / split, [source.path for source in sources])
     encoder = Encoder(None, tokenizer)
     work = Work(encoder, directory, val_percent / 100, token_dtype(tokenizer.size))
     parts = _parts(sources, [tokenizer.fingerprint, encoder.frame, val_percent, work.dtype])
@@ -123,7 +125,10 @@ def build(
 def _claim(directory: Path, origin: dict[str, Any], *, overwrite: bool) -> None:
     """Note in DIR/build.json what is built here; refuse a directory of another build."""
     path = directory / "build.json"
-    if not overwrite and any(directory.glob("*/shard-*")):
+    if overwrite:
+        for split in SPLITS:
+            remove_files(directory / split, SHARD_FILES)
+    elif any(place for split in SPLITS for place in (directory / split).glob("shard-[0-9]*")):
         there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         other = [name for name, value in origin.items() if there.get(name) != value]
         if other:
@@ -131,9 +136,6 @@ def _claim(directory: Path, origin: dict[str, Any], *, overwrite: bool) -> None:
                 f"{directory} holds shards of another build ({', '.join(other)} differ); give --overwrite to "
                 "replace them, or another --output_dir: each source that is to be mixed has its own"
             )
-    elif overwrite:
-        for split in SPLITS:
-            shutil.rmtree(directory / split, ignore_errors=True)
     directory.mkdir(parents=True, exist_ok=True)
     _write(path, json.dumps(origin, indent=1).encode())
 
@@ -281,8 +283,8 @@ def _seal(directory: Path, count: int, facts: dict[str, Any]) -> dict[str, Any]:
     """Write meta.json over `count` shards, and remove what an earlier build with other settings left."""
     sidecars = [json.loads((directory / f"shard-{n:05d}.json").read_text()) for n in range(count)]
     known = {f"shard-{number:05d}" for number in range(count)}
-    for path in [*directory.glob("shard-*"), *directory.glob(".shard-*")]:
-        if path.name.split(".")[0] not in known:
+    for path in directory.iterdir():
+        if SHARD_FILES.fullmatch(path.name) and path.name.split(".")[0] not in known:
             path.unlink()
     keep = ("name", "tokens", "documents", "checksums")
     shards = [{name: sidecar[name] for name in keep} for sidecar in sidecars if sidecar["documents"]]

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from tutelage.data.compared_shapes import says_which_is_better
 from tutelage.data.comparison import MARKS
+from tutelage.data.csv_rows import BAD_ROW
+from tutelage.data.opened import LONGEST_LINE, open_bytes
 from tutelage.data.paths import DataPath, File, find_data
 from tutelage.data.shapes import CHAT_SHAPES, keys_of, renamed, shapes_of, text_key
-from tutelage.data.tables import LONGEST_LINE, TABLES, open_bytes, table_rows
+from tutelage.data.tables import TABLES, table_rows
 from tutelage.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
+_LOOKED_AT = 100  # rows of a file, for one that says what its rows are
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ class Source:
 def parse_sources(
     paths: Sequence[str | Path | DataPath], *, ranked: bool = False, prompts: bool = False
 ) -> list[Source]:
-    """The files of each path, in order, with what their records are; the first record of each says it.
+    """The files of each path, in order, with what their records are; the first of a known shape says it.
 
     With `ranked` records compare answers, with `prompts` they end where the assistant would speak; no other
     files will do."""
@@ -67,9 +72,9 @@ def parse_sources(
 
 
 def compares(paths: Sequence[DataPath]) -> bool:
-    """Whether the first record of every file says which answers are better."""
+    """Whether the first records of every file say which answers are better."""
     files = [(file, path.fields) for path in paths for file in path.files]
-    records = [renamed(_first_record(file)[1], names) for file, names in files if file.form == "jsonl"]
+    records = [renamed(_first_record(file, names)[1], names) for file, names in files if file.form == "jsonl"]
     return len(records) == len(files) and all(
         isinstance(record, dict) and says_which_is_better(record) for record in records
     )
@@ -99,8 +104,8 @@ def _source(file: File, given: DataPath, number: int, ranked: bool, prompts: boo
         if given.shape or given.fields:
             raise UserError(f"{given} is plain text, and shapes and fields are those of records")
         return replace(place, unit="file" if file.form == "document" else "line")
-    line, first = _first_record(file)
-    first = first if isinstance(first, dict) else {}
+    line, found = _first_record(file, given.fields, prompts=prompts)
+    first = found or {}
     if first and (absent := [old for old, _ in given.fields if old not in first]):
         raise UserError(
             f"data_fields: the first record of {file.name} has no {absent[0]}; it has {keys_of(first)}"
@@ -113,7 +118,7 @@ def _source(file: File, given: DataPath, number: int, ranked: bool, prompts: boo
     if len(shapes) > 1:
         raise UserError(
             f"the first record of {file.name} has the shapes {' and '.join(shapes)}; say which is meant with "
-            "--train_data_shapes"
+            f"{given.shapes_flag}"
         )
     if not shapes and prompts and record.get("prompt") is not None:
         shapes = ["prompt"]
@@ -130,17 +135,41 @@ def _source(file: File, given: DataPath, number: int, ranked: bool, prompts: boo
     return replace(place, kind="jsonl", shape=shape, first=line if shapes else 0, unused=unused)
 
 
-def _first_record(file: File) -> tuple[int, Any]:
-    """The first line that is not blank, from 1, and what it says as JSON; None if it says nothing."""
-    line = 0
+def _first_record(file: File, fields: Sequence[tuple[str, str]], *, prompts: bool = False) -> tuple[int, Any]:
+    """The first line, from 1, whose record is of a known shape, and that record, else the first of any shape.
+
+    Only the first lines are looked at; (0, None) if none of them is an object."""
+    other = 0, None
+    for line, record in islice(_records(file), _LOOKED_AT):
+        if isinstance(record, dict) and BAD_ROW not in record:
+            if _has_shape(renamed(record, fields), prompts) and all(old in record for old, _ in fields):
+                return line, record
+            other = other if other[0] else (line, record)
+    return other
+
+
+def _has_shape(record: dict[str, Any], prompts: bool) -> bool:
+    alone = record.get("prompt") is not None and (prompts or "completion" not in record)
+    return alone or bool(says_which_is_better(record) or shapes_of(record) or text_key(record))
+
+
+def _records(file: File) -> Iterator[tuple[int, Any]]:
+    """What the lines that are not blank say as JSON, with their numbers; None of one that says nothing."""
     if file.form in TABLES:
-        return next(table_rows(file.path, file.form), (line, None))
+        yield from table_rows(file.path, file.form)
+        return
+    line, size = 0, 0
+    with suppress(OSError, EOFError, ValueError), open_bytes(file.path) as lines:  # named by scanning
+        while size <= LONGEST_LINE and (raw := lines.readline(LONGEST_LINE + 2)):
+            line, size, raw = line + 1, size + len(raw), raw.removeprefix(BOM).strip()
+            if line == 1 and raw.startswith(b"["):  # an array, of which a line says little
+                return
+            if raw:
+                yield line, _said(raw)
+
+
+def _said(raw: bytes) -> Any:
     try:
-        with open_bytes(file.path) as lines:
-            while raw := lines.readline(LONGEST_LINE + 2):
-                line += 1
-                if raw := raw.removeprefix(BOM).strip():
-                    return line, json.loads(raw)
-    except (OSError, EOFError, ValueError, RecursionError):  # which scanning names with its line
-        pass
-    return line, None
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None

@@ -6,9 +6,7 @@ be read from any place. Line n of what is written is row n, so faults name rows;
 
 from __future__ import annotations
 
-import csv
 import errno
-import gzip
 import hashlib
 import io
 import json
@@ -20,35 +18,23 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tutelage.data.csv_rows import csv_rows
+from tutelage.data.opened import LONGEST_LINE, open_bytes
 from tutelage.errors import UserError, no_room
+from tutelage.text.messages import NO_TEXT
 
-FORMAT = 1  # of what is written out
-LONGEST_LINE = 64 << 20  # bytes; longer is a file of another kind, and would not fit any row
-BUFFER = 1 << 17  # bytes read at a time; lines come five times as fast as from Python's own 8 KiB
-COMPRESSED = (".gz", ".zst")
+FORMAT = 2  # of what is written out
 TABLES = ("parquet", "csv", "json")
 _BATCH = 1000  # rows of parquet and of saved data sets held at a time
 _BLOCK = 1 << 20
 _SPOKEN = {"content", "value", "text"}  # keys of messages whose null is a fault and not an absence
-_NESTED = ("messages", "conversations", "prompt", "completion", "chosen", "rejected", "answers", "history")
-_CELLS = {"true": True, "false": False}
+_LEAN = (list, dict, bytes)
 Row = tuple[int, Any]  # its number, from 1, and the record
-
-
-def open_bytes(path: Path) -> BinaryIO:
-    """The file's bytes; of a compressed one (.gz, .zst), what was compressed."""
-    if path.name.lower().endswith(".gz"):
-        return gzip.open(path)  # type: ignore[return-value]
-    if path.name.lower().endswith(".zst"):
-        import pyarrow as pa
-
-        return io.BufferedReader(_Raw(pa.input_stream(str(path), compression="zstd")), _BLOCK)  # type: ignore
-    return path.open("rb", buffering=BUFFER)
 
 
 def table_rows(path: Path, form: str) -> Iterator[Row]:
     """The rows of a parquet, csv or json file in order; a file that cannot be read to its end is refused."""
-    readers = {"parquet": _parquet, "csv": _csv, "json": _json}
+    readers = {"parquet": _parquet, "csv": csv_rows, "json": _json}
     try:
         yield from readers[form](path)
     except UserError:  # a ValueError too
@@ -57,16 +43,25 @@ def table_rows(path: Path, form: str) -> Iterator[Row]:
         raise UserError(
             f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x}; save it as UTF-8"
         ) from error
-    except (OSError, EOFError, ValueError, zlib.error) as error:  # pyarrow's errors are of these
+    except (OSError, EOFError, ValueError, ArithmeticError, zlib.error) as error:  # as pyarrow's are
         raise UserError(f"{path} cannot be read to its end: {error}") from error
 
 
-def arrow_rows(data: Any, start: int = 0) -> Iterator[Row]:
-    """The rows of a data set of the `datasets` library, from row `start` on, counted from 0."""
+def arrow_rows(data: Any, name: str) -> Iterator[Row]:
+    """The rows of a data set of the `datasets` library; one that is damaged is refused by its name."""
+    import pyarrow as pa
+
     plain = data.with_format("arrow")
-    for at in range(start, len(data), _BATCH):
-        for number, row in enumerate(plain[at : at + _BATCH].to_pylist(), start=at + 1):
-            yield number, lean(row)
+    try:
+        for at in range(0, len(data), _BATCH):
+            batch = plain[at : at + _BATCH]
+            batch.validate(full=True)  # a broken offset would be read from wherever it points
+            for number, row in enumerate(batch.to_pylist(), start=at + 1):
+                yield number, lean(row)
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, pa.ArrowException) as error:
+        raise UserError(f"{name} is damaged and cannot be read to its end: {error}") from error
 
 
 def written_out(path: Path, form: str, *, cache_dir: Path, log: Callable[[str], None]) -> Path:
@@ -130,14 +125,24 @@ def as_json(row: Any) -> bytes:
 
 
 def lean(row: dict[str, Any]) -> dict[str, Any]:
-    """The row without the nulls that columns of structs have where a struct has no such key."""
-    return {key: _lean(value) if isinstance(value, (list, dict)) else value for key, value in row.items()}
+    """The row with bytes as texts, without the nulls of columns of structs where a struct has no such key."""
+    return {key: _lean(value) if isinstance(value, _LEAN) else value for key, value in row.items()}
 
 
 def _lean(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _lean(each) for key, each in value.items() if each is not None or key in _SPOKEN}
-    return [_lean(each) for each in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_lean(each) for each in value]
+    return _text(value) if isinstance(value, bytes) else value
+
+
+def _text(value: bytes) -> str | dict[str, int]:
+    """The text that bytes are; of others, such as an image, what whoever wants a text there will refuse."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {NO_TEXT: len(value)}
 
 
 def _spelled(value: Any) -> Any:
@@ -146,8 +151,6 @@ def _spelled(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, Decimal):
         return float(value)
-    if isinstance(value, bytes):
-        return f"<{len(value):,} bytes>"
     return str(value)
 
 
@@ -157,54 +160,10 @@ def _parquet(path: Path) -> Iterator[Row]:
     number = 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(_BATCH):
+            batch.validate(full=True)
             for row in batch.to_pylist():
                 number += 1
                 yield number, lean(row)
-
-
-def _csv(path: Path) -> Iterator[Row]:
-    """Records under their header's names; a record's number is the line it begins on."""
-    csv.field_size_limit(LONGEST_LINE)
-    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as file:
-        first = file.readline(_BLOCK)
-        delimiter = max("\t,;", key=first.count)
-        header = next(csv.reader([first], delimiter=delimiter), [])
-        if doubled := {name for name in header if header.count(name) > 1}:
-            raise UserError(f"{path}:1: two columns are called {doubled.pop()!r}; give each its own name")
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        line = 2
-        while True:
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                raise UserError(
-                    f'{path}:{line}: {error}; quote texts in " and double each " in them'
-                ) from error
-            if cells is None:
-                return
-            if cells and len(cells) != len(header):
-                raise UserError(
-                    f"{path}:{line}: {len(cells)} fields, and the header has {len(header)}; quote texts "
-                    "that hold a delimiter or a line end"
-                )
-            if cells:
-                yield line, {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
-            line = reader.line_num + 2
-
-
-def _cell(name: str, cell: str) -> Any:
-    """A cell of CSV, which knows texts only: lists and labels are what they spell."""
-    if name in _NESTED and cell.startswith("["):
-        try:
-            return json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-    if name == "margin":
-        try:
-            return float(cell) if cell else None
-        except ValueError:
-            return cell
-    return _CELLS.get(cell.lower(), cell) if name == "label" else cell
 
 
 def _json(path: Path) -> Iterator[Row]:
@@ -218,6 +177,13 @@ def _json(path: Path) -> Iterator[Row]:
         while True:
             text = text.lstrip() if not number else text.lstrip(" \t\r\n,")
             if text.startswith("]"):
+                while not (rest := text[1:].lstrip()) and (text := file.read(_BLOCK)):
+                    text = f"]{text}"
+                if rest:
+                    raise UserError(
+                        f"{path} goes on after the ] of its array, with {rest[:20]!r}; give it one array, or "
+                        "write one object a line in a .jsonl"
+                    )
                 return
             try:
                 item, end = decoder.raw_decode(text)
@@ -232,22 +198,3 @@ def _json(path: Path) -> Iterator[Row]:
                 raise UserError(f"{path}: item {number + 1} is {what}") from error
             number, text = number + 1, text[end:]
             yield number, item
-
-
-class _Raw(io.RawIOBase):
-    """A stream of pyarrow as Python's own buffered reader wants it."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()

@@ -14,6 +14,7 @@ from typing import Any
 from tutelage.text.roles import MESSAGE_ROLES
 
 Message = dict[str, Any]
+NO_TEXT = "\0bytes"  # the one key of what stands for bytes that are not UTF-8, in rows of tables
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # What may stand before a message of each role, among the messages after the optional system message.
 _MAY_FOLLOW = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}
@@ -188,7 +189,9 @@ def has_half_character(text: str) -> bool:
 
 
 def kind_of(value: Any) -> str:
-    """A value's type as JSON calls it."""
+    """A value's type as JSON calls it; bytes of a table that no text could be made of are called so."""
+    if isinstance(value, dict) and NO_TEXT in value:
+        return "bytes that are not UTF-8"
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number"}
     names |= {str: "a string", list: "a list", dict: "an object"}
     return names.get(type(value), f"a {type(value).__name__}")

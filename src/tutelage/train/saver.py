@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from tutelage import dist
-from tutelage.checkpoint.aside import sync
+from tutelage.disk import sync
 from tutelage.errors import UserError, no_room
 from tutelage.train.checkpoint_index import damaged, read_index
 

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tutelage.data.csv_rows import BAD_ROW
+from tutelage.data.opened import open_bytes
 from tutelage.data.paths import form_of
-from tutelage.data.tables import open_bytes, table_rows
+from tutelage.data.tables import table_rows
 from tutelage.errors import UserError
 
 LARGEST_JSON = 1 << 30  # bytes of a file that is one value, which is held in memory
@@ -24,7 +26,7 @@ def rows_of(path: Path) -> Iterator[Placed]:
     objects. A file that cannot be read at all is refused."""
     form = form_of(path)
     if form in ("parquet", "csv"):
-        yield from ((f"{path}:{number}", row) for number, row in table_rows(path, form))
+        yield from ((f"{path}:{number}", row.get(BAD_ROW, row)) for number, row in table_rows(path, form))
     elif form == "json" and (value := _whole(path)) is not None:
         for name, row in _members(value):
             yield f"{path}:{name}", row if isinstance(row, dict) else "not an object"

@@ -11,7 +11,7 @@ are refused, the first ten named, or counted and left out with --skip_bad_rows.
 
 from __future__ import annotations
 
-import json
+import gzip
 import math
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tutelage.data.paths import DataPath
     from tutelage.data.sources import Source
 
+_ENDS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConvertConfig:
@@ -35,7 +37,7 @@ class DataConvertConfig:
     input_splits: tuple[str, ...] = ()  # of each input: one of a data set's or a folder's; - for files
     input_shapes: tuple[str, ...] = ()  # of each input: messages, sharegpt, alpaca, ... or - to find out
     data_fields: tuple[str, ...] = ()  # OLD=NEW, other names for keys of records, like question=instruction
-    output: Path  # JSON lines
+    output: Path  # JSON lines: a name that ends in .jsonl or .ndjson, and .gz where they shall be compressed
     to: Literal["auto", "messages", "comparisons", "prompts", "text"] = "auto"  # auto: what the input is
     skip_bad_rows: bool = False  # count rows that cannot be used and leave them out
     overwrite: bool = False  # replace output
@@ -44,6 +46,10 @@ class DataConvertConfig:
     def __post_init__(self) -> None:
         if not self.input:
             raise UserError("input names no path")
+        if not self.output.name.lower().endswith(_ENDS):
+            raise UserError(
+                f"{self.output} would hold JSON lines; give it a name that ends in one of {', '.join(_ENDS)}"
+            )
         if self.output.exists() and not self.overwrite:
             raise UserError(f"{self.output} exists; give --overwrite to replace it, or another --output")
 
@@ -53,6 +59,7 @@ def run(config: DataConvertConfig) -> None:
     from tutelage.data.faults import Faults
     from tutelage.data.paths import find_data
     from tutelage.data.read import load_rows, scan
+    from tutelage.data.tables import as_json
 
     found = find_data(
         config.input,
@@ -63,7 +70,12 @@ def run(config: DataConvertConfig) -> None:
         log=say,
         flag="--input_splits",
     )
-    if config.output.resolve() in {file.path.resolve() for path in found for file in path.files}:
+    files = [
+        file for path in found for file in path.files
+    ]  # whose name is what was given, if rows were written out
+    if config.output.resolve() in {
+        Path(place).resolve() for file in files for place in (file.path, file.name)
+    }:
         raise UserError(f"{config.output} would be written over, and is read; give another --output")
     sources = _sources(config, found)
     scanned, faults = [scan(source) for source in sources], Faults()
@@ -71,17 +83,23 @@ def run(config: DataConvertConfig) -> None:
         faults.extend(rows.faults)
     if not config.skip_bad_rows:
         faults.refuse()
+    if not any(map(len, scanned)):
+        raise UserError(f"none of {faults.count:,} rows can be used, so none is written: {faults.named[0]}")
 
-    def lines() -> Iterator[str]:
+    def lines() -> Iterator[bytes]:
         for rows in scanned:
             for row in load_rows(rows.source, rows.offsets):
-                yield json.dumps(_canonical(row, rows.source.kind), ensure_ascii=False) + "\n"
+                yield as_json(_canonical(row, rows.source.kind)) + b"\n"
 
     aside = config.output.with_name(f"{config.output.name}.partial")
     try:
         config.output.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w", encoding="utf-8") as file:
-            file.writelines(lines())
+        with aside.open("wb") as file:
+            if config.output.name.lower().endswith(".gz"):
+                with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+                    packed.writelines(lines())
+            else:
+                file.writelines(lines())
         aside.replace(config.output)
     except OSError as error:
         raise UserError(f"{config.output} cannot be written: {no_room(error) or error.strerror}") from error
@@ -89,6 +107,8 @@ def run(config: DataConvertConfig) -> None:
         with suppress(OSError):
             aside.unlink()
     skipped = f"; {faults.count:,} bad ones left out, first {faults.named[0]}" if faults.count else ""
+    if silent := sum(rows.silent for rows in scanned):
+        skipped += f"; {silent:,} rows end with a blank reply"
     shapes = ", ".join(sorted({_named(source) for source in sources}))
     say(f"{sum(map(len, scanned)):,} rows of {shapes}{skipped}")
     print(config.output)

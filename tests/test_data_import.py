@@ -124,7 +124,7 @@ def test_prompts_and_completions_are_tokens_that_a_stage_learns_from(tmp_path, c
     put(tmp_path / "in" / "train.pkl", torch.utils.data.random_split(rows, [2, 0])[0])
     put(tmp_path / "in" / "validation.pkl", rows[:1])
     words = [tmp_path / "in", "--allow_pickle", "--output_dir", tmp_path / "out", "--prompt_weight", 0.25]
-    killed = tmp_path / "out" / "train" / "rows.123.partial"
+    killed = tmp_path / "out" / "train" / ".encoded.json.partial" / "rows.123.partial"
     killed.mkdir(parents=True)
     code, places, said = run(capsys, *words)
     assert (code, places) == (0, [f"encoded:{tmp_path / 'out' / split}" for split in ("train", "val")])

@@ -297,4 +297,6 @@ def test_an_unknown_device_is_named():
 )
 def test_a_run_takes_what_its_plan_says(flags):
     flags += " --micro_batch_size_per_gpu 16"
-    assert estimated_mb(flags.split()) == pytest.approx(in_own_process(flags, kept=False), rel=0.1)
+    # pages of libraries that were taken away may come back while it is measured
+    measured = min(in_own_process(flags, kept=False) for _ in range(2))
+    assert estimated_mb(flags.split()) == pytest.approx(measured, rel=0.1)

@@ -181,6 +181,10 @@ def test_frequencies_of_no_known_scaling_are_refused(tmp_path):
             ": llama.feed_forward_length differs from layer to layer, which is not supported",
         ),
         (
+            {"llama.attention.layer_norm_rms_epsilon": float("nan")},
+            ": rms_norm_eps = nan, wanted a number above 0, from 1e-18 to 1e+18, or null",
+        ),
+        (
             {"llama.feed_forward_length": 64},
             " cannot be loaded:\n"
             "  model.layers.0.mlp.gate_proj.weight is 48x32, config.json makes it 64x32\n"

@@ -10,6 +10,7 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 from torch import Tensor
 
+from tutelage.checkpoint.config_values import check_values
 from tutelage.checkpoint.gguf.file import Header, Stored, header_of
 from tutelage.checkpoint.gguf.names import Architecture, architecture_of
 from tutelage.checkpoint.gguf.rope import FACTORS, rope_parameters
@@ -99,7 +100,9 @@ def config_of(header: Header) -> ModelConfig:
         "eos_token_id": list(dict.fromkeys(t for t in (tokens["eos"], tokens["eot"]) if t is not None)),
         "pad_token_id": tokens["pad"],
     }
-    return ModelConfig.from_hf(values | _window(values, header, architecture), where=str(path))
+    values |= _window(values, header, architecture)
+    check_values(values, path)
+    return ModelConfig.from_hf(values, where=str(path))
 
 
 _REQUIRED = (

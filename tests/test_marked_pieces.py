@@ -27,15 +27,18 @@ def test_a_token_is_what_the_piece_it_starts_in_is():
 
 
 def test_a_token_that_brings_the_first_words_of_what_is_learned_is_learned():
-    """Of "bot: " + "Yes" the space and the word are one token; spaces alone are no words."""
+    """Of "bot: " + "Yes" the space and the word are one token; spaces alone are no words.
+
+    "." and "..." are one token too, but that is the words of both."""
     tokenizer = tokenizer_of("smollm2")
     documents = [
         [Piece("bot: ", OTHER), Piece(first, USER, learned=True), END] for first in ("Yes", "\n\nYes", " Yes")
     ]
     documents.append([Piece("bot:  ", OTHER), Piece("  Yes", USER, learned=True)])
     documents.append([Piece("Yes", USER, learned=True), Piece(" and", OTHER)])
+    documents.append([Piece("won't.", OTHER), Piece("...", USER, learned=True), END])
     for encoded, words in zip(
-        tokenizer.encode_marked(documents), ["ĠYes", "ĊYes", "ĠYes", "ĠYes", "Yes"], strict=True
+        tokenizer.encode_marked(documents), ["ĠYes", "ĊYes", "ĠYes", "ĠYes", "Yes", ""], strict=True
     ):
         learned = [token for token, weight in zip(encoded.tokens, encoded.weights, strict=True) if weight]
         assert "".join(map(tokenizer.token_text, learned)) == words

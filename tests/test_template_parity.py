@@ -31,10 +31,15 @@ def options_for(official: Official) -> dict[str, Any]:
     return {**named, **dict(official.options)}
 
 
-def token_mask(encoding: Any, spans: list[list[int]]) -> list[float]:
-    """1 for each token that begins in a span of characters."""
-    starts = [encoding.token_to_chars(token).start for token in range(len(encoding["input_ids"]))]
-    return [float(any(first <= start < end for first, end in spans)) for start in starts]
+def token_mask(encoding: Any, spans: list[list[int]], text: str) -> list[float]:
+    """1 for each token that begins in a span of characters, itself or after white space."""
+    mask = []
+    for token in range(len(encoding["input_ids"])):
+        start, end = encoding.token_to_chars(token)
+        words = text[start:end].lstrip()
+        begins = {start, end - len(words)} if words else {start}
+        mask.append(float(any(first <= begin < last for first, last in spans for begin in begins)))
+    return mask
 
 
 def differing(official: Official, messages: list[dict]) -> tuple[bool, bool]:
@@ -45,7 +50,7 @@ def differing(official: Official, messages: list[dict]) -> tuple[bool, bool]:
     ours = Template.load(official.ours).encode(
         messages, tokenizer(official.source), reply=is_prompt(messages)
     )
-    mask = token_mask(encoding, marked_spans(official, messages, options))
+    mask = token_mask(encoding, marked_spans(official, messages, options), text)
     return ours.tokens != encoding["input_ids"], ours.weights != mask
 
 

@@ -80,8 +80,8 @@ class Tokenizer:
     def encode_marked(self, documents: Sequence[Sequence[Piece]]) -> list[Encoded]:
         """Each document's pieces, joined and tokenized once; a token is what the piece it starts in is.
 
-        One that starts in what is not learned and has the first words of what is, as the space of `bot: ` and
-        `Yes` make one, is learned."""
+        One that has white space of what is not learned and the first words of what is, is learned: as of `bot: `
+        and `Yes` the space and the word are one token."""
         done: list[Encoded] = []
         for first in range(0, len(documents), _BATCH):
             chunk = documents[first : first + _BATCH]
@@ -169,7 +169,8 @@ class Tokenizer:
         ends = np.cumsum([len(text) for text in texts])
         piece_of = np.searchsorted(ends, starts, side="right")
         learned = np.array([piece.learned for piece in pieces])
-        _move_to_words(piece_of, np.array(encoding.offsets)[:, 1], ends, learned, "".join(texts))
+        spans = np.stack([starts, np.array(encoding.offsets, dtype=np.int64)[:, 1]], axis=1)
+        _move_to_words(piece_of, spans, ends, learned, "".join(texts))
         weights = learned.astype(np.float64)[piece_of]
         roles = np.array([piece.role for piece in pieces])[piece_of]
         return Encoded(encoding.ids, weights.tolist(), roles.tolist())
@@ -186,12 +187,13 @@ def _move_to_sentinels(starts: np.ndarray, tokens: list[int], control: frozenset
 
 
 def _move_to_words(
-    piece_of: np.ndarray, token_ends: np.ndarray, ends: np.ndarray, learned: np.ndarray, text: str
+    piece_of: np.ndarray, spans: np.ndarray, ends: np.ndarray, learned: np.ndarray, text: str
 ) -> None:
-    """Let tokens that end in a learned piece, with words of it, belong to it and not to where they start."""
-    last = np.searchsorted(ends, token_ends - 1, side="right")
+    """Let tokens that have only white space before a learned piece and words in it belong to that piece."""
+    last = np.searchsorted(ends, spans[:, 1] - 1, side="right")
     for token in np.flatnonzero((last > piece_of) & learned[last] & ~learned[piece_of]):
-        if text[ends[last[token] - 1] : token_ends[token]].strip():
+        (start, end), border = spans[token], ends[last[token] - 1]
+        if not text[start:border].strip() and text[border:end].strip():
             piece_of[token] = last[token]
 
 

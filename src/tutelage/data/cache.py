@@ -25,7 +25,7 @@ from tutelage.errors import UserError, no_room
 if TYPE_CHECKING:
     from tutelage.data.encode import Chunk
 
-FORMAT = 2
+FORMAT = 3
 FILE_SHIFT = 44  # bits of a line's number; above them is which of its path's files it is in
 DEFAULT_DIR = Path("~/.cache/tutelage")
 ARRAYS = {"tokens": "<u4", "weights": "<f4", "roles": "u1"}  # a value a token

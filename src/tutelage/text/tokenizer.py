@@ -80,7 +80,7 @@ class Tokenizer:
     def encode_marked(self, documents: Sequence[Sequence[Piece]]) -> list[Encoded]:
         """Each document's pieces, joined and tokenized once; a token is what the piece it starts in is.
 
-        One that has white space of what is not learned and the first words of what is, is learned: as of `bot: `
+        One that has white space of what is not learned and the first words of what is, is learned: of `bot: `
         and `Yes` the space and the word are one token."""
         done: list[Encoded] = []
         for first in range(0, len(documents), _BATCH):

@@ -1,13 +1,12 @@
 """Files of a model written beside their place and moved in when they are whole."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tutelage.disk import sync
+from tutelage.disk import move_in
 from tutelage.errors import UserError, no_room
 
 
@@ -37,24 +36,10 @@ def written_aside(
             aside.mkdir(parents=True)
             beside.write(aside)
             yield aside
-            for path in aside.iterdir():
-                sync(path)
-            _move_in(aside, directory, last, (*old, *beside.old))
+            stale = [path for pattern in (*old, *beside.old) for path in directory.glob(pattern)]
+            move_in(aside, directory, last=last, stale=stale)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-
-
-def _move_in(aside: Path, directory: Path, last: str, old: Sequence[str]) -> None:
-    new = {path.name for path in aside.iterdir()}
-    (directory / last).unlink(missing_ok=True)
-    for path in [path for pattern in old for path in directory.glob(pattern)]:
-        if path.name not in new:
-            path.unlink(missing_ok=True)
-    for name in sorted(new - {last}):
-        os.replace(aside / name, directory / name)
-    sync(directory)
-    os.replace(aside / last, directory / last)
-    sync(directory)
 
 
 @contextmanager

@@ -1,13 +1,12 @@
 """Data written beside its place and moved in when it is whole; of what stood there only our own files go."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tutelage.disk import sync
+from tutelage.disk import move_in
 from tutelage.errors import UserError
 
 _SHARD = r"meta\.json|shard-\d{5,}\.(tokens\.bin|offsets\.bin|json)"
@@ -26,7 +25,7 @@ def written_aside(directory: Path, *, last: str, ours: re.Pattern[str] | None = 
     aside.mkdir(parents=True)
     try:
         yield aside
-        _move_in(aside, directory, last, ours)
+        move_in(aside, directory, last=last, stale=_files(directory, ours) if ours else ())
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         for folder in made:
@@ -34,27 +33,17 @@ def written_aside(directory: Path, *, last: str, ours: re.Pattern[str] | None = 
                 folder.rmdir()
 
 
-def _move_in(aside: Path, directory: Path, last: str, ours: re.Pattern[str] | None) -> None:
-    new = sorted(path.relative_to(aside) for path in aside.rglob("*") if path.is_file())
-    for name in new:
-        sync(aside / name)
-    (directory / last).unlink(missing_ok=True)
-    if ours:
-        remove_files(directory, ours)
-    for name in sorted(new, key=lambda name: str(name) == last):
-        (directory / name).parent.mkdir(exist_ok=True)
-        os.replace(aside / name, directory / name)
-    sync(directory)
-
-
 def remove_files(directory: Path, ours: re.Pattern[str]) -> None:
     """Remove the files that are ours from a folder, and the folder if nothing else is in it."""
-    inside = [*directory.glob("*"), *directory.glob("*/*")]
-    for path in inside:
-        if ours.fullmatch(str(path.relative_to(directory))):
-            path.unlink()
+    for path in _files(directory, ours):
+        path.unlink()
     if directory.is_dir() and not any(directory.iterdir()):
         directory.rmdir()
+
+
+def _files(directory: Path, ours: re.Pattern[str]) -> list[Path]:
+    inside = [*directory.glob("*"), *directory.glob("*/*")]
+    return [path for path in inside if ours.fullmatch(str(path.relative_to(directory)))]
 
 
 def refuse_within(directory: Path, sources: Iterable[Path]) -> None:

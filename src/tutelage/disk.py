@@ -26,6 +26,14 @@ def move_in(aside: Path, directory: Path, *, last: str, stale: Iterable[Path] = 
     sync(directory)
 
 
+def write(path: Path, data: bytes) -> None:
+    """Write a file, and return when it is on the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync(path: Path) -> None:
     """Return when a file, or what a directory lists, is on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tutelage.data.faults import Faults
+from tutelage.disk import write
 from tutelage.errors import UserError, no_room
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def write_shard(directory: Path, chunks: Iterable[Chunk], faults: Faults, *, ski
         checksums = _write_arrays(aside, chunks, faults)
         if not skip:
             faults.refuse()
-        _write(aside / "meta.json", json.dumps({"checksums": checksums, "faults": asdict(faults)}).encode())
+        write(aside / "meta.json", json.dumps({"checksums": checksums, "faults": asdict(faults)}).encode())
         _publish(aside, directory)
     except OSError as error:
         reason = no_room(error) or error.strerror
@@ -113,13 +114,6 @@ def _write_arrays(aside: Path, chunks: Iterable[Chunk], faults: Faults) -> dict[
             os.fsync(file.fileno())
             file.close()
     return checksums
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _publish(aside: Path, directory: Path) -> None:

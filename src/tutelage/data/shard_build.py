@@ -25,6 +25,7 @@ from tutelage.data.processes import in_processes
 from tutelage.data.read import rows_between
 from tutelage.data.shards import FORMAT, token_dtype
 from tutelage.data.sources import Source
+from tutelage.disk import write
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
@@ -236,10 +237,7 @@ def _write_shard(
 def _write(path: Path, content: bytes) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write(aside, content)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

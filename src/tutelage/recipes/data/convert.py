@@ -70,12 +70,9 @@ def run(config: DataConvertConfig) -> None:
         log=say,
         flag="--input_splits",
     )
-    files = [
-        file for path in found for file in path.files
-    ]  # whose name is what was given, if rows were written out
-    if config.output.resolve() in {
-        Path(place).resolve() for file in files for place in (file.path, file.name)
-    }:
+    files = [file for path in found for file in path.files]
+    places = [place for file in files for place in (file.path, file.name)]  # the name is what was given
+    if config.output.resolve() in {Path(place).resolve() for place in places}:
         raise UserError(f"{config.output} would be written over, and is read; give another --output")
     sources = _sources(config, found)
     scanned, faults = [scan(source) for source in sources], Faults()
